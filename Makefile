@@ -1,0 +1,70 @@
+# Everything a person types here. `make` alone lists it. PYTHON=python3.12 chooses another interpreter for .venv.
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+MAKEFLAGS += --no-print-directory
+PYTHON ?= python3
+export PYTHON
+BIN := .venv/bin
+PYTEST := $(BIN)/pytest
+
+.PHONY: help setup pipeline up down status test test-unit test-slow test-gpu lint format types package check lock \
+	screenshots clean
+
+help: ## this list
+	@grep -hE '^[a-z-]+:.*## ' Makefile | sort | sed -E 's/:.*## /\t/' | while IFS=$$'\t' read -r name text; do \
+	  printf '  make %-12s %s\n' "$$name" "$$text"; done
+
+setup: ## make .venv as the lock says (done by the others when needed)
+	@.ci/setup
+
+pipeline: setup ## the main job: corpus, shards, training, evaluation; a second run reuses what the first made
+	@$(BIN)/gptflow run --preset quickstart
+
+up: setup ## start Prefect, MLflow and a worker on this machine, register the deployments
+	@$(BIN)/python -m tasks.services up
+
+down: setup ## stop them
+	@$(BIN)/python -m tasks.services down
+
+status: setup ## how they are
+	@$(BIN)/python -m tasks.services status || true
+
+test: setup ## all tests but the slow ones and those that need a GPU
+	@$(PYTEST) -m "not slow and not gpu"
+
+test-unit: setup ## those that need no server: seconds
+	@$(PYTEST) -m "not slow and not gpu" tests/unit
+
+test-slow: setup ## those that take minutes each
+	@$(PYTEST) -m "slow and not gpu"
+
+test-gpu: setup ## those that need a CUDA device
+	@$(PYTEST) -m gpu
+
+lint: setup ## style and formatting
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+
+format: setup ## put style and formatting right
+	@$(BIN)/ruff check --fix .
+	@$(BIN)/ruff format .
+
+types: setup ## strict type checking
+	@$(BIN)/mypy
+
+package: setup ## build sdist and wheel into dist/, install the wheel elsewhere and try it
+	@.ci/package
+
+check: lint types package test ## all that CI checks
+
+lock: setup ## resolve all dependencies anew
+	@.ci/lock
+
+screenshots: setup ## pictures of the two web pages for the README; needs `make up`, a run, and Chromium
+	@$(BIN)/python docs/screenshots.py
+
+clean: ## remove what can be made again; keeps the store, MLflow's and Prefect's records, and .venv
+	@[ ! -f .venv/.setup ] || $(BIN)/python -m tasks.services down
+	@rm -rf dist build .run .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	@find . -name __pycache__ -type d -not -path './.venv/*' -prune -exec rm -rf {} +
