@@ -1,0 +1,117 @@
+"""Which tokens each optimizer step sees: a pure function of (seed, step, rank, world).
+
+The stream is cut into windows of T tokens that do not overlap; window w covers inputs stream[w*T : w*T+T], and its
+targets lie one token further. Sample number g = step * batch_size + j, for row j of the batch, is place g % n_windows
+of epoch g // n_windows, and a permutation for that seed and epoch says which window stands there. So each window is
+seen once in every epoch, and any step can be worked out alone.
+
+Shapes: B rows, T tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from gptmodel.errors import ConfigError, DataError
+from gptmodel.permutation import Numbers, Permutation
+
+
+class Stream(Protocol):
+    """What is needed of a token stream; `gptmodel.shards.TokenStream` is one."""
+
+    @property
+    def n_tokens(self) -> int: ...
+
+    def slice(self, start: int, stop: int) -> npt.NDArray[np.uint16]: ...
+
+
+class Batches:
+    """Training batches of one rank. Steps count from 0; the order of the data depends on seed and batch_size alone.
+
+    ConfigError where batch_size is not a multiple of micro_batch_size x world; DataError where the stream is shorter
+    than one window.
+    """
+
+    def __init__(
+        self,
+        stream: Stream,
+        *,
+        context_length: int,
+        batch_size: int,
+        micro_batch_size: int,
+        seed: int,
+        rank: int = 0,
+        world: int = 1,
+    ) -> None:
+        _check_sizes(batch_size, micro_batch_size, rank, world)
+        self.n_windows = count_windows(stream, context_length)
+        self.context_length = context_length
+        self.batch_size = batch_size
+        self.micro_batch_size = micro_batch_size
+        self.seed = seed
+        self._stream = stream
+        self._rows = range(rank * batch_size // world, (rank + 1) * batch_size // world)
+
+    def windows(self, step: int) -> Numbers:
+        """Window numbers of this rank's rows at a step, in row order [batch_size / world]."""
+        numbers = step * self.batch_size + np.arange(self._rows.start, self._rows.stop, dtype=np.int64)
+        epochs, places = np.divmod(numbers, self.n_windows)
+        found = np.empty_like(places)
+        for epoch in np.unique(epochs):
+            here = epochs == epoch
+            found[here] = Permutation(self.n_windows, seed=self.seed, epoch=int(epoch)).forward(places[here])
+        return found
+
+    def batch(self, step: int) -> list[tuple[Tensor, Tensor]]:
+        """This rank's micro-batches at a step, in order: (inputs_BT, targets_BT), int64 on the CPU."""
+        windows = self.windows(step)
+        return [
+            read_windows(self._stream, windows[i : i + self.micro_batch_size], self.context_length)
+            for i in range(0, len(windows), self.micro_batch_size)
+        ]
+
+
+def count_windows(stream: Stream, context_length: int) -> int:
+    """Whole windows in the stream; DataError if there is not even one."""
+    if stream.n_tokens < context_length + 1:
+        raise DataError(
+            f"the data has {stream.n_tokens:,} tokens and one window of context_length {context_length:,} needs "
+            f"{context_length + 1:,}; give more text, or lower context_length"
+        )
+    return (stream.n_tokens - 1) // context_length
+
+
+def eval_windows(stream: Stream, context_length: int, max_tokens: int = 0) -> Numbers:
+    """Window numbers, rising, of at most max_tokens target tokens spread evenly over the stream; 0 takes all windows.
+
+    At least one window is given. DataError if the stream is shorter than one.
+    """
+    n_windows = count_windows(stream, context_length)
+    n_taken = min(n_windows, max(1, max_tokens // context_length)) if max_tokens else n_windows
+    return np.arange(n_taken, dtype=np.int64) * n_windows // n_taken
+
+
+def read_windows(stream: Stream, windows: Iterable[int], context_length: int) -> tuple[Tensor, Tensor]:
+    """(inputs_BT, targets_BT) of these windows, int64 and contiguous, on the CPU."""
+    starts = [int(w) * context_length for w in windows]
+    tokens = np.empty((len(starts), context_length + 1), dtype=np.int64)
+    for row, start in enumerate(starts):
+        tokens[row] = stream.slice(start, start + context_length + 1)
+    both = torch.from_numpy(tokens)
+    return both[:, :-1].contiguous(), both[:, 1:].contiguous()
+
+
+def _check_sizes(batch_size: int, micro_batch_size: int, rank: int, world: int) -> None:
+    if world < 1 or not 0 <= rank < world:
+        raise ConfigError(f"rank {rank} of world {world}: rank must be 0 to world - 1")
+    if micro_batch_size < 1 or batch_size < 1 or batch_size % (micro_batch_size * world):
+        raise ConfigError(
+            f"batch_size {batch_size} is not a multiple of micro_batch_size x processes "
+            f"({micro_batch_size} x {world}); change one of them"
+        )
