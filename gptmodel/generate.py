@@ -1,0 +1,242 @@
+"""Writing text: tokens in, new tokens out, one at a time, with a cache of keys and values.
+
+A row's window is what the model reads: its prompt and what it wrote. When a window outgrows the context, only its
+last `context_length // 2` tokens are kept, re-read from position 0, and writing goes on. Each row draws from its own
+generator, seeded by (seed, row), so a batch writes what its rows would write alone.
+
+Shapes: B rows, T tokens, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, overload
+
+import torch
+from torch import Tensor
+
+from gptmodel.config import GPT2_VOCAB_SIZE, DecodingConfig
+from gptmodel.errors import DataError
+from gptmodel.model import GPT, KVCache
+
+GPT2_END_TOKEN = GPT2_VOCAB_SIZE - 1
+Progress = Callable[[int, int, str], None]
+
+
+@overload
+def generate(
+    model: GPT,
+    ids: Sequence[int],
+    *,
+    decoding: DecodingConfig = ...,
+    end_token: int | None = ...,
+    row: int = ...,
+    use_cache: bool = ...,
+) -> list[int]: ...
+@overload
+def generate(
+    model: GPT,
+    ids: Tensor | Sequence[Sequence[int]],
+    *,
+    decoding: DecodingConfig = ...,
+    end_token: int | None = ...,
+    row: int = ...,
+    use_cache: bool = ...,
+) -> list[int] | list[list[int]]: ...
+def generate(
+    model: GPT,
+    ids: Sequence[int] | Sequence[Sequence[int]] | Tensor,
+    *,
+    decoding: DecodingConfig = DecodingConfig(),  # noqa: B008 - frozen
+    end_token: int | None = GPT2_END_TOKEN,
+    row: int = 0,
+    use_cache: bool = True,
+) -> list[int] | list[list[int]]:
+    """The new tokens only, without the prompt; an end token that stopped it is the last of them.
+
+    `ids` is one prompt (list of ints or 1-D tensor: a list of ids comes back) or a batch of them (list of lists or
+    2-D tensor: a list of lists). An empty prompt starts from `end_token`. `row` is the number of the first row's
+    generator, so that a single run can repeat row 3 of a batch. DataError for an id outside the vocabulary.
+    """
+    plain: list[Any] = ids.tolist() if hasattr(ids, "tolist") else list(ids)
+    if plain and isinstance(plain[0], Sequence | Tensor):
+        prompts = [list(prompt) for prompt in plain]
+        return generate_batch(model, prompts, decoding=decoding, end_token=end_token, row=row, use_cache=use_cache)
+    return list(stream(model, plain, decoding=decoding, end_token=end_token, row=row, use_cache=use_cache))
+
+
+def stream(
+    model: GPT,
+    ids: Sequence[int],
+    *,
+    decoding: DecodingConfig = DecodingConfig(),  # noqa: B008 - frozen
+    end_token: int | None = GPT2_END_TOKEN,
+    row: int = 0,
+    use_cache: bool = True,
+) -> Iterator[int]:
+    """The tokens of `generate`, each as soon as it is there. Errors come at the call, not at the first token."""
+    writer = _Writer(model, [list(ids)], decoding, end_token, row, use_cache)
+    return (token for tokens in writer for token in tokens.values())
+
+
+def generate_batch(
+    model: GPT,
+    prompts: Sequence[Sequence[int]],
+    *,
+    decoding: DecodingConfig = DecodingConfig(),  # noqa: B008 - frozen
+    end_token: int | None = GPT2_END_TOKEN,
+    row: int = 0,
+    use_cache: bool = True,
+    progress: Progress | None = None,
+) -> list[list[int]]:
+    """New tokens for each prompt, of whatever lengths: those of single runs, up to rounding between batch sizes."""
+    new: list[list[int]] = [[] for _ in prompts]
+    if not prompts:
+        return new
+    writer = _Writer(model, [list(prompt) for prompt in prompts], decoding, end_token, row, use_cache)
+    for done, tokens in enumerate(writer, start=1):
+        for index, token in tokens.items():
+            new[index].append(token)
+        if progress is not None:
+            progress(done, decoding.max_new_tokens, "tokens")
+    return new
+
+
+def filter_top_k(logits_BV: Tensor, k: int) -> Tensor:
+    """Keep the k largest of the last axis and set the others to -inf; 0 keeps all. Exactly k stay, ties or not."""
+    if not 0 < k < logits_BV.shape[-1]:
+        return logits_BV
+    values, indices = logits_BV.topk(k, dim=-1)
+    return torch.full_like(logits_BV, -torch.inf).scatter_(-1, indices, values)
+
+
+def filter_top_p(logits_BV: Tensor, p: float) -> Tensor:
+    """Keep the smallest set of most likely entries whose probabilities reach p (nucleus sampling, Holtzman 2019).
+
+    The others become -inf. The most likely entry always stays; p = 1 keeps all.
+    """
+    if p >= 1:
+        return logits_BV
+    ordered, indices = logits_BV.sort(dim=-1, descending=True, stable=True)
+    probs = torch.softmax(ordered.double(), dim=-1)
+    before = probs.cumsum(-1) - probs
+    dropped = before >= p
+    dropped[..., 0] = False
+    return torch.full_like(logits_BV, -torch.inf).scatter_(-1, indices, ordered.masked_fill(dropped, -torch.inf))
+
+
+def sample(logits_V: Tensor, decoding: DecodingConfig, generator: torch.Generator) -> int:
+    """One token: the likeliest at temperature 0, else drawn after temperature, top-k and top-p, in this order."""
+    logits_V = logits_V.double()
+    if logits_V.isnan().any():
+        raise DataError("the model's logits are not numbers (nan); its weights are damaged or training diverged")
+    if decoding.temperature == 0:
+        return int(logits_V.argmax())
+    # the largest becomes 0 first: a tiny temperature then cannot make it inf
+    logits_V = (logits_V - logits_V.max()) / decoding.temperature
+    logits_V = filter_top_p(filter_top_k(logits_V, decoding.top_k), decoding.top_p)
+    return int(torch.multinomial(torch.softmax(logits_V, dim=-1), 1, generator=generator))
+
+
+class _Writer:
+    """An iterator over steps: which token each row that is not finished wrote, by row."""
+
+    def __init__(
+        self,
+        model: GPT,
+        prompts: list[list[int]],
+        decoding: DecodingConfig,
+        end_token: int | None,
+        first_row: int,
+        use_cache: bool,
+    ) -> None:
+        self._model, self._decoding, self._use_cache = model, decoding, use_cache
+        self._stop = end_token if decoding.stop_at_end_token else None
+        self._context = model.config.context_length
+        self._windows = [_checked(prompt, end_token, model.config.vocab_size) for prompt in prompts]
+        self._generators = [_generator(decoding.seed, first_row + row) for row in range(len(prompts))]
+        self._open = list(range(len(prompts)))  # rows that still write
+        self._in_cache: list[int] = []  # rows that the cache holds, in its order
+        self._cache: KVCache | None = None
+        self._left = decoding.max_new_tokens
+
+    def __iter__(self) -> Iterator[dict[int, int]]:
+        return self
+
+    @torch.no_grad()  # not around a yield: it would reach into the caller
+    def __next__(self) -> dict[int, int]:
+        if not self._open or self._left == 0:
+            raise StopIteration
+        with _evaluating(self._model):
+            logits_BV = self._next_logits().float().cpu()
+        drawn = {
+            row: sample(logits_BV[place], self._decoding, self._generators[row])
+            for place, row in enumerate(self._in_cache)
+            if row in self._open
+        }
+        for row, token in drawn.items():
+            self._windows[row].append(token)
+        self._open = [row for row in self._open if self._stop is None or drawn[row] != self._stop]
+        self._left -= 1
+        return drawn
+
+    def _next_logits(self) -> Tensor:
+        """Logits after the last token of every row in the cache, [B, V]."""
+        if self._cache is None or not self._use_cache or self._cache.length == self._cache.capacity:
+            return self._read_windows()
+        # a finished row goes on being fed its end token, unread, until the next time that windows are read
+        last_B1 = self._tensor([[self._windows[row][-1]] for row in self._in_cache])
+        return self._model.logits(self._model.hidden(last_B1, self._cache)[:, -1])
+
+    def _read_windows(self) -> Tensor:
+        """Start the cache anew from the windows of the open rows, padded on the left to the longest."""
+        self._in_cache = self._open
+        for row in self._in_cache:
+            if len(self._windows[row]) > self._context:
+                self._windows[row] = self._windows[row][-max(1, self._context // 2) :]
+        windows = [self._windows[row] for row in self._in_cache]
+        longest = max(map(len, windows))
+        padding = [longest - len(window) for window in windows]
+        self._cache = KVCache(
+            capacity=min(self._context, longest + self._left - 1),
+            padding_B=self._tensor(padding) if any(padding) else None,
+        )
+        ids_BT = self._tensor([[0] * gap + window for gap, window in zip(padding, windows, strict=True)])
+        return self._model.logits(self._model.hidden(ids_BT, self._cache)[:, -1])
+
+    def _tensor(self, values: Sequence[object]) -> Tensor:
+        return torch.tensor(values, dtype=torch.int64, device=self._model.wte.weight.device)
+
+
+def _checked(prompt: list[int], end_token: int | None, vocab_size: int) -> list[int]:
+    if not prompt:
+        if end_token is None:
+            raise DataError("the prompt is empty and there is no end token to start from; give at least one token")
+        prompt = [end_token]
+    for place, token in enumerate(prompt):
+        if not 0 <= token < vocab_size:
+            raise DataError(
+                f"token {token} at place {place} of the prompt is outside the model's vocabulary of {vocab_size:,}; "
+                "encode the prompt with the model's own tokenizer"
+            )
+    return [int(token) for token in prompt]
+
+
+def _generator(seed: int, row: int) -> torch.Generator:
+    digest = hashlib.sha256(f"{seed} {row}".encode()).digest()
+    return torch.Generator("cpu").manual_seed(int.from_bytes(digest[:8], "big") >> 1)
+
+
+@contextmanager
+def _evaluating(model: GPT) -> Iterator[None]:
+    """Dropout off while the body runs; what was training trains again after it."""
+    training = [module for module in model.modules() if module.training]
+    for module in training:
+        module.training = False
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True

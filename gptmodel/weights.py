@@ -1,0 +1,167 @@
+"""Weights on disk, in our own layout: `model.safetensors` (float32, the model's own key names) and `config.json`."""
+
+from __future__ import annotations
+
+import json
+import os
+import struct
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from gptmodel.artifacts import Artifact, fsync_path, write_atomic
+from gptmodel.config import ModelConfig
+from gptmodel.errors import CheckpointError, ConfigError
+from gptmodel.model import GPT
+from gptmodel.settings import parse_config
+
+WEIGHTS_FILE = "model.safetensors"
+CONFIG_FILE = "config.json"
+_MAX_HEADER_BYTES = 100_000_000  # safetensors' own limit
+_MAX_NAMED = 5
+
+
+@dataclass(frozen=True)
+class TensorInfo:
+    """What a safetensors header says of a tensor; dtype in its spelling, such as F32 or BF16."""
+
+    dtype: str
+    shape: tuple[int, ...]
+
+
+def save_model(model: GPT, directory: Path) -> None:
+    """Write the two files into an existing directory, each whole or not at all. Equal weights give equal bytes."""
+    tensors = {
+        name: parameter.detach().to("cpu", torch.float32).contiguous() for name, parameter in model.named_parameters()
+    }
+    temporary = directory / f".{WEIGHTS_FILE}.{os.getpid()}.tmp"
+    try:
+        save_file(tensors, temporary, metadata={"format": "pt"})  # one entry: safetensors does not order several
+        temporary.chmod(0o644)  # safetensors makes it readable for its owner alone
+        fsync_path(temporary)
+        os.replace(temporary, directory / WEIGHTS_FILE)
+    finally:
+        temporary.unlink(missing_ok=True)
+    write_atomic(directory / CONFIG_FILE, json.dumps(asdict(model.config), indent=2, sort_keys=True) + "\n")
+
+
+def load_model(source: Path | Artifact) -> GPT:
+    """The model of a directory or artifact (checkpoint or weights), on the CPU, float32, in eval mode.
+
+    Raises CheckpointError that lists every key that is missing, unknown, or of another shape or dtype.
+    """
+    if isinstance(source, Artifact):
+        config_path, weights_path = source.file(CONFIG_FILE), source.file(WEIGHTS_FILE)
+    else:
+        config_path, weights_path = source / CONFIG_FILE, source / WEIGHTS_FILE
+    raw = read_json(config_path)
+    try:
+        config = parse_config(raw, ModelConfig)
+    except ConfigError as error:
+        raise CheckpointError(f"{config_path}: {'; '.join(error.problems)}") from None
+    if missing := sorted({*asdict(config)} - {*raw}):  # a default must not stand in for what the file lost
+        raise CheckpointError(f"{config_path} lacks {', '.join(missing)}")
+    model = empty_model(config)
+    shapes = {name: TensorInfo("F32", tuple(p.shape)) for name, p in model.named_parameters()}
+    check_tensors(str(weights_path), read_header(weights_path), shapes)
+    fill(model, weights_path, {name: name for name in shapes})
+    return model.eval()
+
+
+def empty_model(config: ModelConfig) -> GPT:
+    """A float32 CPU model whose weights are still to be filled in; draws no random numbers for them."""
+    with torch.device("meta"):
+        model = GPT(config, seed=0)
+    return model.to_empty(device="cpu").eval()
+
+
+@torch.no_grad()
+def fill(model: GPT, path: Path, names: Mapping[str, str], transposed: Iterable[str] = ()) -> None:
+    """Copy tensors of a safetensors file into parameters: `names` maps the file's keys to ours.
+
+    Copied and converted to float32 one at a time: the file is not mapped when this returns, and memory holds one
+    extra tensor at most.
+    """
+    parameters = dict(model.named_parameters())
+    turned = set(transposed)
+    try:
+        with safe_open(path, framework="pt", device="cpu") as file:
+            for theirs, ours in names.items():
+                tensor: Tensor = file.get_tensor(theirs)
+                parameters[ours].copy_(tensor.T if theirs in turned else tensor)
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"{path} cannot be read: {error}; get the file again") from None
+
+
+def read_header(path: Path) -> dict[str, TensorInfo]:
+    """Name, dtype and shape of every tensor in a safetensors file; CheckpointError where it is damaged.
+
+    safetensors itself lets a later tensor of the same name win, in silence; here it is an error.
+    """
+    try:
+        with path.open("rb") as file:
+            (length,) = struct.unpack("<Q", file.read(8))
+            if length > min(_MAX_HEADER_BYTES, path.stat().st_size):
+                raise ValueError(f"its header claims {length:,} bytes")
+            entries = json.loads(file.read(length), object_pairs_hook=_unique)
+        entries.pop("__metadata__", None)
+        return {name: TensorInfo(str(info["dtype"]), tuple(info["shape"])) for name, info in entries.items()}
+    except FileNotFoundError:
+        raise CheckpointError(f"no weights at {path}; give a directory that holds {path.name}") from None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, struct.error, RecursionError) as error:
+        raise CheckpointError(f"{path} is not a whole safetensors file ({error}); get the file again") from None
+
+
+def check_tensors(where: str, found: Mapping[str, TensorInfo], expected: Mapping[str, TensorInfo]) -> None:
+    """Raise one CheckpointError that lists all that differs; an expected dtype of "" admits any."""
+    problems = _listed("missing", [name for name in expected if name not in found])
+    problems += _listed("unknown", [name for name in found if name not in expected])
+    both = [name for name in expected if name in found]
+    problems += _listed(
+        "of another shape",
+        [
+            f"{n} {list(found[n].shape)}, not {list(expected[n].shape)}"
+            for n in both
+            if found[n].shape != expected[n].shape
+        ],
+    )
+    problems += _listed(
+        "of another dtype",
+        [f"{n} {found[n].dtype}" for n in both if expected[n].dtype not in ("", found[n].dtype)],
+    )
+    if problems:
+        raise CheckpointError(f"{where} does not fit the model of its config: {'; '.join(problems)}")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object from a file; CheckpointError where there is none."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_unique)
+    except FileNotFoundError:
+        raise CheckpointError(f"no {path.name} in {path.parent}; give the directory of a model") from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path} cannot be read as JSON: {error}") from None
+    if not isinstance(value, dict):
+        raise CheckpointError(f"{path} holds a {type(value).__name__}, not the settings of a model")
+    return value
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    result = dict(pairs)
+    if len(result) != len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"{next(name for name in names if names.count(name) > 1)!r} stands in it twice")
+    return result
+
+
+def _listed(what: str, names: list[str]) -> list[str]:
+    if not names:
+        return []
+    more = f" and {len(names) - _MAX_NAMED} more" if len(names) > _MAX_NAMED else ""
+    return [f"{len(names)} {what}: {', '.join(sorted(names)[:_MAX_NAMED])}{more}"]
