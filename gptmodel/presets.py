@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Literal
 
 from gptmodel.config import (
     CorpusConfig,
@@ -113,6 +114,7 @@ def gpt2_1558m() -> PipelineConfig:
     return _gpt2("gpt2-1558m", GPT2_1558M, 2e-4, 4)
 
 
+PresetName = Literal["quickstart", "smoke", "nightly", "gpt2-124m", "gpt2-355m", "gpt2-774m", "gpt2-1558m"]
 PRESETS: dict[str, Callable[[], PipelineConfig]] = {
     "quickstart": quickstart,
     "smoke": smoke,

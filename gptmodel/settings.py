@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, fields, is_dataclass
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any, TypeVar, get_type_hints
 
 import yaml
 from pydantic import TypeAdapter, ValidationError
@@ -15,6 +15,8 @@ from pydantic import TypeAdapter, ValidationError
 from gptmodel.config import PipelineConfig
 from gptmodel.errors import ConfigError
 from gptmodel.presets import PRESETS
+
+ConfigT = TypeVar("ConfigT")
 
 
 def load_config(
@@ -28,14 +30,21 @@ def load_config(
     A mapping changes only the keys that it names, at any depth. A file may name its own preset with `preset: …`.
     ConfigError lists every unknown key, with the nearest known one, and every wrong value.
     """
-    layers = [_read_yaml(file)] if file else []
-    if layers and "preset" in layers[0]:
-        preset = str(layers[0].pop("preset"))
-    layers += [dict(overrides or {}), *(_parse_set(text) for text in sets)]
-    data = asdict(preset_config(preset))
-    for layer in layers:
-        data = _merge(data, layer)
-    return parse_config(data)
+    preset, merged = merge_layers(preset, file, sets, overrides)
+    data = _merge(asdict(preset_config(preset)), merged)
+    return parse_config(data, PipelineConfig)
+
+
+def merge_layers(
+    preset: str, file: Path | None = None, sets: Iterable[str] = (), overrides: Mapping[str, Any] | None = None
+) -> tuple[str, dict[str, Any]]:
+    """The preset's name, and all that changes it as one nested mapping, unchecked."""
+    from_file = _read_yaml(file) if file else {}
+    preset = str(from_file.pop("preset", preset))
+    merged: dict[str, Any] = {}
+    for layer in (from_file, dict(overrides or {}), *(_parse_set(text) for text in sets)):
+        merged = _merge(merged, layer)
+    return preset, merged
 
 
 def preset_config(name: str) -> PipelineConfig:
@@ -45,7 +54,7 @@ def preset_config(name: str) -> PipelineConfig:
     return PRESETS[name]()
 
 
-def parse_config(data: Mapping[str, Any], cls: type[Any] = PipelineConfig) -> Any:
+def parse_config(data: Mapping[str, Any], cls: type[ConfigT]) -> ConfigT:
     """A config dataclass from plain data; ConfigError with all that is wrong."""
     try:
         return TypeAdapter(cls).validate_python(dict(data))

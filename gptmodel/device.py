@@ -1,0 +1,122 @@
+"""The machine under the training: devices, precision, peak speed, memory, and what must be recorded about them."""
+
+from __future__ import annotations
+
+import os
+import resource
+import statistics
+import sys
+import time
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from gptmodel.config import TrainConfig
+from gptmodel.errors import ConfigError
+
+# Dense bf16 tensor-core peaks from the makers' data sheets, FLOP/s, by a part of the name torch gives.
+_DATASHEET_BF16 = {
+    "H200": 989e12,
+    "H100 PCIe": 756e12,
+    "H100": 989e12,
+    "A100": 312e12,
+    "L40S": 362e12,
+    "L4": 121e12,
+    "A10": 125e12,
+    "RTX 4090": 165e12,
+}
+_BF16_GAIN = 1.3  # bfloat16 must be this much faster to be worth its rounding; ours measured 2 or more, or below 1
+_GEMM_SIZE = 1024
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What a run computes on. `precision` and `threads` decide bits, and are recorded with the result."""
+
+    device: torch.device
+    precision: str
+    """float32 or bfloat16 (autocast)."""
+    threads: int
+    name: str
+    """The device's own name, or the processor's vector capability."""
+    peak_flops: float
+    """FLOP/s of this precision: by data sheet where known, else a measured matrix product."""
+    peak_source: str
+    """datasheet or measured."""
+    choice: str
+    """Why this precision."""
+
+    def autocast(self) -> AbstractContextManager[Any]:
+        if self.precision == "bfloat16":
+            return torch.autocast(self.device.type, torch.bfloat16)
+        return nullcontext()
+
+
+def pick_device(wanted: str, local_rank: int = 0) -> torch.device:
+    """`auto`, `cpu` or `cuda` as a device; ConfigError where a GPU is asked for and none is there."""
+    if wanted == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("device is cuda, but torch sees no CUDA device here; set train.device=cpu or auto")
+    if wanted == "cpu" or not torch.cuda.is_available():
+        return torch.device("cpu")
+    return torch.device("cuda", local_rank)
+
+
+def set_up(config: TrainConfig, precision: str = "", local_rank: int = 0) -> Machine:
+    """Threads, determinism and precision for this process. `precision` repeats the choice of an earlier attempt."""
+    device = pick_device(config.device, local_rank)
+    threads = config.threads or os.cpu_count() or 1
+    torch.set_num_threads(threads)
+    torch.set_float32_matmul_precision("high" if device.type == "cuda" else "medium")
+    torch.use_deterministic_algorithms(config.deterministic)
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    wanted = precision or config.precision
+    if wanted == "auto":
+        speeds = {name: _gemm_flops(device, name) for name in ("float32", "bfloat16")}
+        gain = speeds["bfloat16"] / speeds["float32"]
+        wanted = "bfloat16" if gain >= _BF16_GAIN else "float32"
+        choice = f"auto: bfloat16 matrix products measured at {gain:.1f}x the speed of float32"
+    else:
+        speeds = {wanted: _gemm_flops(device, wanted)}
+        choice = "as an earlier attempt of this run" if precision else "as configured"
+    datasheet = _datasheet(device) if wanted == "bfloat16" else 0.0
+    return Machine(
+        device=device,
+        precision=wanted,
+        threads=threads,
+        name=torch.cuda.get_device_name(device) if device.type == "cuda" else torch.backends.cpu.get_cpu_capability(),
+        peak_flops=datasheet or speeds[wanted],
+        peak_source="datasheet" if datasheet else "measured",
+        choice=choice,
+    )
+
+
+def _datasheet(device: torch.device) -> float:
+    if device.type != "cuda":
+        return 0.0
+    name = torch.cuda.get_device_name(device)
+    return next((flops for part, flops in _DATASHEET_BF16.items() if part in name), 0.0)
+
+
+def _gemm_flops(device: torch.device, precision: str) -> float:
+    """Speed of a square matrix product, FLOP/s: the median of five after two to warm up."""
+    size = _GEMM_SIZE if device.type == "cpu" else 8 * _GEMM_SIZE
+    a, b = (torch.randn(size, size, device=device).to(getattr(torch, precision)) for _ in range(2))
+    seconds = []
+    for _ in range(7):
+        started = time.perf_counter()
+        a @ b
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        seconds.append(time.perf_counter() - started)
+    return 2 * float(size) ** 3 / statistics.median(seconds[2:])
+
+
+def peak_memory_bytes(device: torch.device) -> int:
+    """Most memory used so far: allocated on the GPU, or resident in this process."""
+    if device.type == "cuda":
+        return int(torch.cuda.max_memory_allocated(device))
+    unit = 1 if sys.platform == "darwin" else 1024  # ru_maxrss is in bytes there, in KiB elsewhere
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

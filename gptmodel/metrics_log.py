@@ -1,0 +1,70 @@
+"""The local, append-only log of a run: the truth that curves, pictures and the tracking server are made from.
+
+One JSON object a line: step, tokens seen, time in milliseconds, `metrics` (name to number) and perhaps `samples`.
+Numbers are written so that they read back to the bit; NaN and infinities as Python writes them.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+# What depends on the machine and the hour, and so stays out of artifacts, whose bytes must be repeatable.
+TELEMETRY = frozenset(
+    {"tokens_per_second", "mfu", "peak_memory_bytes", "step_seconds", "validation_seconds", "elapsed_seconds"}
+)
+
+
+class MetricsLog:
+    """Appends lines; `start(step)` first drops what came after `step`, which a resumed run will make again."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def start(self, step: int) -> None:
+        """Keep the lines of steps up to `step`; -1 keeps none."""
+        kept = [line for line in read_lines(self.path) if line["step"] <= step] if step >= 0 else []
+        temporary = self.path.with_suffix(".tmp")
+        with temporary.open("w", encoding="utf-8") as file:
+            file.writelines(json.dumps(line, ensure_ascii=False) + "\n" for line in kept)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, self.path)
+        self._file = self.path.open("a", encoding="utf-8")
+
+    def log(self, step: int, *, tokens: int, **line: Any) -> None:
+        """Append one line and hand it to the operating system, so that a kill of this process cannot lose it."""
+        now = time.time_ns() // 1_000_000
+        text = json.dumps({"step": step, "tokens": tokens, "time": now, **line}, ensure_ascii=False)
+        self._file.write(text + "\n")
+        self._file.flush()
+
+    def sync(self) -> None:
+        """Put the log on disk; called before a checkpoint that counts on it."""
+        os.fsync(self._file.fileno())
+
+    def close(self) -> None:
+        self._file.close()
+
+
+def read_lines(path: Path) -> Iterator[dict[str, Any]]:
+    """The complete lines of a log; a last line torn by a kill is left out. Nothing where there is no file."""
+    if not path.exists():
+        return
+    with path.open(encoding="utf-8") as file:
+        for text in file:
+            if not text.endswith("\n"):
+                return
+            yield json.loads(text)
+
+
+def curve(path: Path) -> Iterator[dict[str, Any]]:
+    """The log's metric lines without telemetry: what a repeated run must give again, number for number."""
+    for line in read_lines(path):
+        kept = {name: value for name, value in line.get("metrics", {}).items() if name.split("/")[-1] not in TELEMETRY}
+        if kept:
+            yield {"step": line["step"], "tokens": line["tokens"], "metrics": kept}

@@ -1,0 +1,127 @@
+"""Pretraining as a step of the chain: shards (and weights to start from) in, a checkpoint artifact out."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from gptmodel.artifacts import SCRATCH, Artifact, Request, Store, write_atomic
+from gptmodel.config import ModelConfig, PipelineConfig, recipe
+from gptmodel.errors import ConfigError, DataError
+from gptmodel.launch import run_child
+from gptmodel.settings import parse_config
+
+log = logging.getLogger(__name__)
+KIND = "checkpoint"
+RECIPE_VERSION = 1
+RUNS = ".runs"  # in the store: the log of each training, by fingerprint
+
+
+@dataclass(frozen=True)
+class Training:
+    """A training that was asked for: its request, and where its log lies while it runs and after."""
+
+    request: Request
+    config: PipelineConfig
+    shards: Artifact
+    init: Artifact | None
+    run_dir: Path
+
+    @property
+    def metrics_file(self) -> Path:
+        return self.run_dir / "metrics.jsonl"
+
+
+def plan_training(store: Store, config: PipelineConfig, shards: Artifact, init: Artifact | None = None) -> Training:
+    """Check that the parts fit, and name what is asked. ConfigError or DataError where they do not."""
+    if init is not None:
+        config = replace(config, model=_model_of(init, config.model))
+    _check_fit(config, shards)
+    inputs = (shards.ref,) if init is None else (shards.ref, init.ref)
+    asked = {"model": recipe(config.model), "train": recipe(config.train)}
+    request = Request(KIND, RECIPE_VERSION, asked, inputs)
+    return Training(request, config, shards, init, store.root / RUNS / request.fingerprint[:16])
+
+
+def pretrain(
+    store: Store,
+    training: Training,
+    *,
+    on_line: Callable[[str], None] = log.info,
+    watch: Callable[[Training], AbstractContextManager[Any]] = nullcontext,
+    wait: bool = False,
+) -> tuple[Artifact, bool]:
+    """Return (checkpoint artifact, reused). Trains in a child process; goes on from its newest valid checkpoint.
+
+    `on_line` gets the child's log lines; `watch` is entered while it trains, and only by the one that does train.
+    LockHeldError if another run trains the same (or waits for it, if `wait`); whatever the child could not do comes
+    back as its own error.
+    """
+
+    def build(building: Path) -> dict[str, Any]:
+        training.run_dir.mkdir(parents=True, exist_ok=True)
+        job = training.run_dir / "job.json"
+        told = {
+            "config": asdict(training.config),
+            "shards": str(training.shards.path.resolve()),
+            "building": str(building.resolve()),
+            "run_dir": str(training.run_dir.resolve()),
+            "init_from": str(training.init.path.resolve()) if training.init else "",
+        }
+        write_atomic(job, json.dumps(told, indent=2))
+        train = training.config.train
+        with watch(training):
+            run_child(job, processes=_processes(training.config), threads=train.threads, on_line=on_line)
+        summary: dict[str, Any] = json.loads((building / SCRATCH / "summary.json").read_text())
+        return summary
+
+    return store.produce(training.request, build, wait=wait)
+
+
+def _model_of(init: Artifact, asked: ModelConfig) -> ModelConfig:
+    """The architecture of the weights; only dropout, which they do not fix, is taken from the config."""
+    found = parse_config(json.loads(init.file("config.json").read_text()), ModelConfig)
+    model = replace(found, dropout=asked.dropout)
+    if model != asked:
+        log.info(
+            "init_from decides the architecture: %d layers, %d wide, context %d",
+            *(model.n_layer, model.n_embd, model.context_length),
+        )
+    return model
+
+
+def _check_fit(config: PipelineConfig, shards: Artifact) -> None:
+    summary, needed = shards.summary, config.model.context_length + 1
+    vocab_size = summary["tokenizer"]["vocab_size"]
+    if vocab_size > config.model.vocab_size:
+        raise ConfigError(
+            f"the shards' tokenizer has {vocab_size:,} tokens and the model only {config.model.vocab_size:,}; "
+            f"train from weights of that vocabulary, or set model.vocab_size={vocab_size}"
+        )
+    for split in ("train", "validation"):
+        if (found := summary[f"{split}_tokens"]) < needed:
+            raise DataError(
+                f"the {split} split has {found:,} tokens and one window of context {needed - 1} needs {needed:,}; "
+                "add text, raise corpus.validation_fraction, or lower model.context_length"
+            )
+
+
+def _processes(config: PipelineConfig) -> int:
+    """One for each GPU, or one on a processor, unless the config says."""
+    if config.train.processes or config.train.device == "cpu":
+        return config.train.processes or 1
+    import torch  # late: a flow must import fast
+
+    count = max(1, torch.cuda.device_count())
+    per_step = config.train.micro_batch_size * count
+    if config.train.batch_size % per_step:
+        raise ConfigError(
+            f"train.batch_size {config.train.batch_size} is not a multiple of micro_batch_size x GPUs "
+            f"({config.train.micro_batch_size} x {count}); change one of them, or set train.processes"
+        )
+    return count

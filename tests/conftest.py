@@ -1,0 +1,82 @@
+"""Small real parts that many tests use: text of our own, shards of it, and the smallest models that can be trained."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from gptmodel.artifacts import Artifact, Store
+from gptmodel.config import CorpusConfig, PipelineConfig, ShardsConfig
+from gptmodel.settings import load_config
+
+_SUBJECTS = ("the harbour", "our council", "a careful clerk", "the old river", "every farmer", "the new mill")
+_VERBS = ("keeps", "measures", "remembers", "sells", "mends", "follows")
+_OBJECTS = ("the long road", "its own books", "seven bridges", "a quiet winter", "the price of salt", "many letters")
+
+
+def write_text(directory: Path, documents: int = 40, sentences: int = 30) -> Path:
+    """Text files of made-up sentences, always the same ones."""
+    directory.mkdir(parents=True, exist_ok=True)
+    draw = random.Random(1)
+    for number in range(documents):
+        said = [f"{draw.choice(_SUBJECTS)} {draw.choice(_VERBS)} {draw.choice(_OBJECTS)}." for _ in range(sentences)]
+        (directory / f"{number:03d}.txt").write_text(f"Document {number}.\n" + " ".join(said) + "\n")
+    return directory
+
+
+@pytest.fixture(scope="session")
+def text_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_text(tmp_path_factory.mktemp("text") / "files")
+
+
+@pytest.fixture(scope="session")
+def tiny_sets(text_dir: Path) -> list[str]:
+    """`--set` values that turn the smoke preset into seconds of work on the made-up text."""
+    return [
+        "name=tiny",
+        "corpus.source.kind=files",
+        f"corpus.source.paths=['{text_dir}/*.txt']",
+        "corpus.validation_fraction=0.2",
+        "shards.shard_bytes=20000",
+        "model.n_layer=1",
+        "model.n_embd=16",
+        "model.context_length=32",
+        "model.dropout=0.1",
+        "train.max_steps=12",
+        "train.batch_size=4",
+        "train.micro_batch_size=2",
+        "train.eval_every=6",
+        "train.eval_tokens=512",
+        "train.checkpoint_every=3",
+        "train.precision=float32",
+        "train.sample.max_new_tokens=4",
+        "evaluate.max_tokens=1024",
+    ]
+
+
+@pytest.fixture(scope="session")
+def tiny(tiny_sets: list[str]) -> Callable[..., PipelineConfig]:
+    """A config of the tiny pipeline; arguments are more `--set` values."""
+
+    def make(*sets: str) -> PipelineConfig:
+        return load_config("smoke", sets=[*tiny_sets, *sets])
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def tiny_data(tmp_path_factory: pytest.TempPathFactory, tiny: Callable[..., PipelineConfig]) -> tuple[Store, Artifact]:
+    """A store with the tiny corpus and its shards."""
+    from gptmodel.corpus import build_corpus
+    from gptmodel.shards import build_shards
+
+    store = Store(tmp_path_factory.mktemp("data") / "store")
+    config = tiny()
+    assert isinstance(config.corpus, CorpusConfig)
+    assert isinstance(config.shards, ShardsConfig)
+    corpus, _ = build_corpus(store, config.corpus)
+    shards, _ = build_shards(store, corpus, config.shards)
+    return store, shards

@@ -1,0 +1,45 @@
+"""Decay groups and learning-rate schedules."""
+
+from __future__ import annotations
+
+import pytest
+
+from gptmodel.config import ModelConfig, OptimizerConfig
+from gptmodel.model import GPT
+from gptmodel.optimizer import learning_rate, make_optimizer
+
+
+def test_only_matrices_decay() -> None:
+    model = GPT(ModelConfig(vocab_size=50, context_length=8, n_layer=1, n_head=1, n_embd=8))
+    optimizer = make_optimizer(model, OptimizerConfig(weight_decay=0.1))
+    decayed, plain = optimizer.param_groups
+    assert decayed["weight_decay"] == 0.1
+    assert plain["weight_decay"] == 0.0
+    assert all(p.dim() >= 2 for p in decayed["params"])
+    assert all(p.dim() < 2 for p in plain["params"])
+    assert sum(len(g["params"]) for g in optimizer.param_groups) == len(list(model.parameters()))
+
+
+def test_cosine_warms_up_peaks_and_ends_at_its_floor() -> None:
+    config = OptimizerConfig(learning_rate=1.0, min_learning_rate_ratio=0.1, warmup_steps=10)
+    rates = [learning_rate(config, step, 110) for step in range(111)]
+    assert rates[0] == pytest.approx(0.1)
+    assert rates[9] == rates[10] == max(rates) == 1.0
+    assert rates[60] == pytest.approx(0.55)
+    assert rates[110] == pytest.approx(0.1)
+    assert rates[10:] == sorted(rates[10:], reverse=True)
+
+
+def test_wsd_is_flat_then_falls_in_a_line() -> None:
+    config = OptimizerConfig(
+        learning_rate=1.0, min_learning_rate_ratio=0.0, warmup_steps=10, schedule="wsd", decay_steps=20
+    )
+    rates = [learning_rate(config, step, 100) for step in range(101)]
+    assert rates[10:81] == [1.0] * 71
+    assert rates[90] == pytest.approx(0.5)
+    assert rates[100] == 0.0
+
+
+def test_constant_stays() -> None:
+    config = OptimizerConfig(learning_rate=0.5, warmup_steps=0, schedule="constant")
+    assert {learning_rate(config, step, 50) for step in range(50)} == {0.5}

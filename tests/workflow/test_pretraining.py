@@ -1,0 +1,231 @@
+"""Training as a step, through its real child process: resuming, stopping, refusing."""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from gptmodel.artifacts import Artifact, Store
+from gptmodel.config import PipelineConfig
+from gptmodel.errors import (
+    ArtifactError,
+    ChildDiedError,
+    ConfigError,
+    DataError,
+    Interrupted,
+    LockHeldError,
+    TrainingError,
+)
+from gptmodel.metrics_log import read_lines
+from gptmodel.pretraining import Training, plan_training, pretrain
+
+Tiny = Callable[..., PipelineConfig]
+
+
+@pytest.fixture
+def data(tiny_data: tuple[Store, Artifact], tmp_path: Path) -> tuple[Store, Artifact]:
+    """A store of its own for each test, with the shared data in it."""
+    store, shards = tiny_data
+    shutil.copytree(store.root, tmp_path / "store")
+    own = Store(tmp_path / "store")
+    return own, own.resolve(shards.label)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tiny_data: tuple[Store, Artifact], tiny: Tiny, tmp_path_factory: pytest.TempPathFactory) -> Artifact:
+    store, shards = tiny_data
+    root = tmp_path_factory.mktemp("undisturbed") / "store"
+    shutil.copytree(store.root, root)
+    own = Store(root)
+    return pretrain(own, plan_training(own, tiny(), own.resolve(shards.label)), on_line=lambda _: None)[0]
+
+
+def child_pid(lines: list[str]) -> int:
+    """Pid of this process's training child."""
+    found = subprocess.run(["pgrep", "-P", str(os.getpid()), "-f", "gptmodel.worker"], capture_output=True, text=True)
+    return int(found.stdout.split()[0])
+
+
+def signal_at_step(signum: int, step: int) -> tuple[list[str], Callable[[str], None]]:
+    """An `on_line` that sends a signal to the child once its log says that a step is done."""
+    lines: list[str] = []
+
+    def on_line(line: str) -> None:
+        lines.append(line)
+        if line.startswith(f"step {step} ") and not any(line.startswith("sent") for line in lines):
+            os.kill(child_pid(lines), signum)
+            lines.append("sent")
+
+    return lines, on_line
+
+
+def test_a_killed_training_goes_on_to_the_same_bytes(
+    data: tuple[Store, Artifact], tiny: Tiny, undisturbed: Artifact
+) -> None:
+    store, shards = data
+    training = plan_training(store, tiny(), shards)
+    _, kill = signal_at_step(signal.SIGKILL, 6)
+    with pytest.raises(ChildDiedError, match="killed by SIGKILL"):
+        pretrain(store, training, on_line=kill)
+    assert store.find(training.request) is None
+    lines: list[str] = []
+    artifact, reused = pretrain(store, training, on_line=lines.append)
+    assert not reused
+    assert any(line.startswith("going on from the checkpoint of step") for line in lines)
+    assert artifact.digest == undisturbed.digest
+    steps = [line["step"] for line in read_lines(training.metrics_file) if "train/loss" in line["metrics"]]
+    assert steps == list(range(1, 13))
+    assert pretrain(store, training)[1], "a second call reuses it"
+
+
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_finishes_the_step_saves_and_says_so(
+    data: tuple[Store, Artifact], tiny: Tiny, undisturbed: Artifact, signum: int
+) -> None:
+    store, shards = data
+    training = plan_training(store, tiny("train.checkpoint_every=100"), shards)
+    _, stop = signal_at_step(signum, 6)
+    with pytest.raises(Interrupted, match=r"stopped after step \d+ of 12; saved") as told:
+        pretrain(store, training, on_line=stop)
+    assert told.value.exit_code == 128 + signum
+    lines: list[str] = []
+    artifact, _ = pretrain(store, training, on_line=lines.append)
+    assert any(line.startswith("going on from the checkpoint of step") for line in lines)
+    weights = {entry.name: entry.sha256 for entry in artifact.files}["model.safetensors"]
+    assert weights == {entry.name: entry.sha256 for entry in undisturbed.files}["model.safetensors"]
+
+
+def test_the_child_of_a_killed_parent_saves_and_ends(data: tuple[Store, Artifact], tiny: Tiny) -> None:
+    store, shards = data
+    training = plan_training(store, tiny("train.max_steps=100000", "train.checkpoint_every=100000"), shards)
+    job = training.run_dir / "job.json"
+    command = [sys.executable, "-c", _PARENT, str(store.root), shards.label, json.dumps(asdict(training.config))]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as parent:
+        assert parent.stdout is not None
+        for line in parent.stdout:
+            if line.startswith("step 1/"):
+                break
+        child = int(subprocess.run(["pgrep", "-f", str(job)], capture_output=True, text=True).stdout.split()[0])
+        watch = os.pidfd_open(child)
+        parent.kill()
+    assert select.select([watch], [], [], 60)[0], "the child goes on without its parent"
+    os.close(watch)
+    checkpoints = store.building_path(training.request) / ".work" / "checkpoints"
+    assert list(checkpoints.glob("step-*")), "and has not saved"
+
+
+_PARENT = """
+import json, sys
+from pathlib import Path
+from gptmodel.artifacts import Store
+from gptmodel.config import PipelineConfig
+from gptmodel.pretraining import plan_training, pretrain
+from gptmodel.settings import parse_config
+store = Store(Path(sys.argv[1]))
+config = parse_config(json.loads(sys.argv[3]), PipelineConfig)
+pretrain(store, plan_training(store, config, store.resolve(sys.argv[2])), on_line=lambda l: print(l, flush=True))
+"""
+
+
+def test_a_loss_that_is_not_finite_stops_before_the_update(data: tuple[Store, Artifact], tiny: Tiny) -> None:
+    store, shards = data
+    wild = tiny("train.optimizer.learning_rate=1e30", "train.optimizer.warmup_steps=0", "train.checkpoint_every=1")
+    with pytest.raises(TrainingError, match=r"at step \d+, before its update.*holds windows \d+"):
+        pretrain(store, plan_training(store, wild, shards), on_line=lambda _: None)
+
+
+def test_two_processes_follow_the_same_curve_as_one(
+    data: tuple[Store, Artifact], tiny: Tiny, undisturbed: Artifact
+) -> None:
+    store, shards = data
+    # Dropout draws differ between ranks, so the comparison is without it.
+    one = plan_training(store, tiny("model.dropout=0"), shards)
+    first, _ = pretrain(store, one, on_line=lambda _: None)
+    shutil.rmtree(first.path)
+    alone = _losses(one)
+    two = plan_training(store, tiny("model.dropout=0", "train.processes=2", "train.threads=1"), shards)
+    assert two.request.fingerprint == one.request.fingerprint, "how many processes is not what is asked"
+    pretrain(store, two, on_line=lambda _: None)
+    assert _losses(two) == pytest.approx(alone, abs=1e-4)
+
+
+def _losses(training: Training) -> list[float]:
+    lines = read_lines(training.metrics_file)
+    return [v for line in lines for k, v in line["metrics"].items() if k in ("train/loss", "validation/loss")]
+
+
+def test_best_weights_and_early_stop(data: tuple[Store, Artifact], tiny: Tiny) -> None:
+    store, shards = data
+    config = tiny(
+        "train.publish=best",
+        "train.early_stop_evals=2",
+        "train.eval_every=1",
+        "train.max_steps=60",
+        "train.optimizer.learning_rate=3",
+        "train.optimizer.grad_clip=0",
+    )
+    artifact, _ = pretrain(store, plan_training(store, config, shards), on_line=lambda _: None)
+    summary = artifact.summary
+    assert summary["stopped_early"]
+    assert summary["steps_trained"] == summary["best_step"] + 2
+    assert summary["step"] == summary["best_step"]
+
+
+def test_a_second_run_of_the_same_is_refused_by_name(data: tuple[Store, Artifact], tiny: Tiny) -> None:
+    store, shards = data
+    training = plan_training(store, tiny(), shards)
+    refused: list[BaseException] = []
+
+    @contextmanager
+    def watch(_: Training) -> Any:
+        second = threading.Thread(target=lambda: refused.append(_error(lambda: pretrain(store, training))))
+        second.start()
+        second.join()
+        yield
+
+    pretrain(store, training, on_line=lambda _: None, watch=watch)
+    assert isinstance(refused[0], LockHeldError)
+    assert f"is being written by process {os.getpid()} on" in str(refused[0])
+
+
+def _error(call: Callable[[], object]) -> BaseException:
+    try:
+        call()
+    except BaseException as error:
+        return error
+    raise AssertionError("it was not refused")
+
+
+def test_parts_that_do_not_fit_are_refused_before_anything_starts(data: tuple[Store, Artifact], tiny: Tiny) -> None:
+    store, shards = data
+    with pytest.raises(DataError, match=r"split has [\d,]+ tokens and one window of context 100000 needs 100,001"):
+        plan_training(store, tiny("model.context_length=100000"), shards)
+    no_gpu = tiny("train.device=cuda")
+    if not torch.cuda.is_available():
+        with pytest.raises(ConfigError, match="no CUDA device"):
+            pretrain(store, plan_training(store, no_gpu, shards), on_line=lambda _: None)
+
+
+def test_a_run_of_changed_shards_is_another_run(data: tuple[Store, Artifact], tiny: Tiny) -> None:
+    store, shards = data
+    training = plan_training(store, tiny(), shards)
+    name = shards.names(".arrow")[0]
+    damaged = bytearray((shards.path / name).read_bytes())
+    damaged[len(damaged) // 2] ^= 1
+    (shards.path / name).write_bytes(damaged)
+    with pytest.raises(ArtifactError, match=rf"{name} is damaged"):
+        pretrain(store, training, on_line=lambda _: None)
