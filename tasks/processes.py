@@ -1,0 +1,149 @@
+"""Processes that outlive the command that started them, and that another command finds again and stops.
+
+A process is known by its pid and its start time, since the pid alone may by now be somebody else's, and its kin by a
+mark in the environment that they inherit: so nothing is stopped that was not started here, and nothing is left over.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import json
+import os
+import socket
+import subprocess
+import urllib.request
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from gptmodel.errors import GptflowError
+
+_MARK = "GPTFLOW_SERVICE"
+_CLOCK_SECONDS = 2.0  # start times are derived from the wall clock, which may have been set right since
+_direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # a proxy is no way to this machine
+
+
+class ServiceError(GptflowError):
+    """A service did not start or answer as it should."""
+
+
+@dataclass(frozen=True)
+class Record:
+    """A process that was started: what its file in `.run/` holds."""
+
+    pid: int
+    created: float
+    """Start time, seconds since 1970."""
+    port: int
+    mark: str
+
+    @property
+    def leader(self) -> psutil.Process | None:
+        """The process itself, if it still runs and is the one that was started."""
+        try:
+            process = psutil.Process(self.pid)
+            alive = abs(process.create_time() - self.created) < _CLOCK_SECONDS
+            return process if alive and process.status() != psutil.STATUS_ZOMBIE else None
+        except psutil.NoSuchProcess:
+            return None
+
+    def kin(self) -> list[psutil.Process]:
+        """Living processes that it started, in any session of their own; without itself."""
+        found = []
+        for process in psutil.process_iter():
+            try:
+                if process.pid != self.pid and process.environ().get(_MARK) == self.mark:
+                    found.append(process)
+            except (psutil.Error, OSError):
+                continue  # gone meanwhile, or another user's
+        return found
+
+
+def start(command: Sequence[str], folder: Path, env: dict[str, str], log: Path, record: Path, port: int) -> None:
+    """Start `command` in `folder` with output to `log`, and write who it is to `record`."""
+    mark = os.urandom(8).hex()
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            command,
+            cwd=folder,
+            env={**env, _MARK: mark},
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,  # a Ctrl-C meant for `make up` does not reach it
+        )
+    process.returncode = 0  # nobody here waits for it: it is to outlive us
+    try:
+        created = psutil.Process(process.pid).create_time()
+    except psutil.NoSuchProcess:
+        created = 0.0
+    unfinished = record.with_suffix(".tmp")
+    unfinished.write_text(json.dumps(asdict(Record(process.pid, created, port, mark))))
+    unfinished.replace(record)
+
+
+def read(record: Path) -> Record | None:
+    """What `start` wrote there; None if nothing legible."""
+    try:
+        return Record(**json.loads(record.read_text()))
+    except (OSError, ValueError, TypeError):
+        return None
+
+
+def stop(record: Record, *, kin_seconds: float = 0.0, seconds: float = 20.0) -> int:
+    """End the process and all its kin; how many they were.
+
+    SIGTERM, `seconds` of patience, then SIGKILL. With `kin_seconds` what the process started gets its SIGTERM first and
+    that long to end in good order, while its parent can still report how it ended.
+    """
+    leader, kin = record.leader, record.kin()
+    family = [*kin, *([leader] if leader else [])]
+    if kin_seconds and kin:
+        _terminate(kin, kin_seconds)
+    if leader:
+        _terminate([leader], seconds)
+    left = _terminate(record.kin(), seconds)  # a leader that was killed could not take them along
+    left += [leader] if leader and record.leader else []
+    for process in left:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()
+    psutil.wait_procs(left, seconds)
+    return len(family)
+
+
+def _terminate(processes: list[psutil.Process], seconds: float) -> list[psutil.Process]:
+    """SIGTERM to each; those that still live after so many seconds."""
+    for process in processes:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.terminate()
+    return psutil.wait_procs(processes, seconds)[1]
+
+
+def ask(url: str, body: dict[str, Any] | None = None) -> Any:
+    """GET, or POST of a JSON body, on this machine; the JSON or text that comes back; None unless it is a 2xx."""
+    data = None if body is None else json.dumps(body).encode()
+    request = urllib.request.Request(url, data, {"Content-Type": "application/json"} if data else {})
+    try:
+        with _direct.open(request, timeout=10) as response:
+            text = response.read().decode()
+    except (OSError, http.client.HTTPException):
+        return None
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
+
+
+def port_taken(host: str, port: int) -> bool:
+    """Whether somebody listens there already."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as servers do: a port just left is free
+        try:
+            probe.bind((host, port))
+        except OSError:
+            return True
+    return False

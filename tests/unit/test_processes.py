@@ -1,0 +1,85 @@
+"""A process is found again and stopped with all its kin, and nobody else ever is."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import psutil
+import pytest
+
+from tasks.processes import Record, read, start, stop
+
+# A parent that starts a child in a session of its own, and both say so before they wait.
+FAMILY = """
+import subprocess, sys, time
+child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"], start_new_session=True)
+open(sys.argv[1], "w").write(str(child.pid))
+time.sleep(600)
+"""
+DEAF = """
+import pathlib, signal, sys, time
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+pathlib.Path(sys.argv[1]).write_text("deaf")
+time.sleep(600)
+"""
+
+
+def begin(folder: Path, program: str) -> Record:
+    said = folder / "said"
+    said.unlink(missing_ok=True)
+    file = folder / "it.json"
+    start([sys.executable, "-c", program, str(said)], folder, dict(os.environ), folder / "log", file, 0)
+    while not said.exists() or not said.read_text():
+        assert read(file) is not None
+    found = read(file)
+    assert found is not None
+    return found
+
+
+@pytest.fixture
+def family(tmp_path: Path) -> Iterator[tuple[Record, int]]:
+    record = begin(tmp_path, FAMILY)
+    yield record, int((tmp_path / "said").read_text())
+    stop(record)
+
+
+def test_stop_ends_the_process_and_a_child_in_another_session(family: tuple[Record, int]) -> None:
+    record, child = family
+    assert record.leader is not None
+    assert stop(record) == 2
+    assert record.leader is None
+    assert not record.kin()
+    assert not psutil.pid_exists(child) or psutil.Process(child).status() == psutil.STATUS_ZOMBIE
+
+
+def test_orphans_of_a_killed_leader_are_stopped(family: tuple[Record, int]) -> None:
+    record, child = family
+    assert record.leader is not None
+    record.leader.kill()
+    psutil.wait_procs([psutil.Process(record.pid)], 10)
+    assert stop(record) == 1
+    assert not psutil.pid_exists(child) or psutil.Process(child).status() == psutil.STATUS_ZOMBIE
+
+
+def test_a_recycled_pid_is_left_alone(family: tuple[Record, int]) -> None:
+    record, _ = family
+    stranger = replace(record, created=record.created - 100, mark="another")
+    assert stranger.leader is None
+    assert stop(stranger) == 0
+    assert record.leader is not None
+
+
+def test_one_that_ignores_sigterm_is_killed(tmp_path: Path) -> None:
+    record = begin(tmp_path, DEAF)
+    assert stop(record, seconds=0.2) == 1
+    assert record.leader is None
+
+
+def test_an_unreadable_record_is_no_process(tmp_path: Path) -> None:
+    (tmp_path / "it.json").write_text('{"pid": 1')
+    assert read(tmp_path / "it.json") is None
+    assert read(tmp_path / "other.json") is None
