@@ -1,0 +1,186 @@
+"""The command line: `gptflow COMMAND`, or `python -m flows COMMAND`.
+
+Prefect, MLflow and torch take seconds to import, so each command imports what it needs when it runs.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from gptmodel.errors import ConfigError, GptflowError
+from gptmodel.presets import PRESETS
+
+if TYPE_CHECKING:
+    from gptmodel.artifacts import Artifact
+
+Command = Callable[..., Any]
+
+
+def _settings_options(command: Command) -> Command:
+    """--preset, --config, --set, --wait and --json, shared by the commands that run flows."""
+    for option in (
+        click.option("--json", "as_json", is_flag=True, help="Print the result as one JSON object."),
+        click.option("--wait", is_flag=True, help="Wait for another run of the same, instead of refusing."),
+        click.option("--set", "sets", multiple=True, metavar="A.B=VALUE", help="Change one setting; may be repeated."),
+        click.option("--config", "file", type=click.Path(path_type=Path), help="YAML file of settings."),
+        click.option("--preset", default="quickstart", show_default=True, help=f"One of {', '.join(PRESETS)}."),
+    ):
+        command = option(command)
+    return command
+
+
+def _overrides(preset: str, file: Path | None, sets: tuple[str, ...]) -> tuple[str, Any]:
+    """Preset name and overrides that give just these settings. ConfigError before anything starts if one is wrong."""
+    from gptmodel.overrides import PipelineOverrides
+    from gptmodel.settings import load_config, merge_layers
+
+    preset, merged = merge_layers(preset, file, sets)
+    load_config(preset, overrides=merged)
+    return preset, PipelineOverrides.model_validate(merged)
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(package_name="gptflow")
+def cli() -> None:
+    """Pretrain GPT-2-style language models, and know which bytes made them.
+
+    Settings come from a preset, a YAML file and --set, later ones winning. Artifacts go to GPTFLOW_STORE (./store).
+    """
+
+
+@cli.command()
+@_settings_options
+def run(preset: str, file: Path | None, sets: tuple[str, ...], wait: bool, as_json: bool) -> None:
+    """The whole pipeline: fetch, tokenize, pretrain, evaluate."""
+    name, overrides = _overrides(preset, file, sets)
+    from flows.pipeline import pipeline
+
+    _show(_run(pipeline, preset=name, overrides=overrides, wait=wait), as_json)
+
+
+@cli.command()
+@_settings_options
+def prepare(preset: str, file: Path | None, sets: tuple[str, ...], wait: bool, as_json: bool) -> None:
+    """Fetch text and tokenize it into shards."""
+    name, overrides = _overrides(preset, file, sets)
+    from flows.prepare_data import prepare_data
+
+    _show(_run(prepare_data, preset=name, overrides=overrides, wait=wait), as_json)
+
+
+@cli.command()
+@click.option("--shards", default="", help="Shards of the store; left out, those that the settings ask for.")
+@_settings_options
+def pretrain(shards: str, preset: str, file: Path | None, sets: tuple[str, ...], wait: bool, as_json: bool) -> None:
+    """Train a model on shards, or go on with a training that was stopped."""
+    name, overrides = _overrides(preset, file, sets)
+    from flows.pretrain import pretrain as flow
+
+    _show(_run(flow, preset=name, shards=shards, overrides=overrides, wait=wait), as_json)
+
+
+@cli.command()
+@click.option("--model", default="", help="Checkpoint or weights of the store; left out, the newest checkpoint.")
+@click.option("--shards", default="", help="Shards of the store; left out, those that the settings ask for.")
+@_settings_options
+def evaluate(
+    model: str, shards: str, preset: str, file: Path | None, sets: tuple[str, ...], wait: bool, as_json: bool
+) -> None:
+    """Score a model on shards, and let it write samples."""
+    name, overrides = _overrides(preset, file, sets)
+    from flows.evaluate import evaluate as flow
+
+    _show(_run(flow, model=model, shards=shards, preset=name, overrides=overrides, wait=wait), as_json)
+
+
+@cli.command("import")
+@click.argument("source")
+@click.option("--revision", default="", help="Commit of the repo; left out, the newest is resolved and recorded.")
+@click.option("--name", default="", help="Name in the model registry.")
+@click.option("--wait", is_flag=True, help="Wait for another run of the same, instead of refusing.")
+@click.option("--json", "as_json", is_flag=True, help="Print the result as one JSON object.")
+def import_(source: str, revision: str, name: str, wait: bool, as_json: bool) -> None:
+    """Import GPT-2 weights from SOURCE: a Hugging Face repo id or a local directory."""
+    from flows.import_weights import import_weights
+
+    _show(_run(import_weights, source=source, revision=revision, name=name, wait=wait), as_json)
+
+
+@cli.command()
+@click.argument("prompt", required=False)
+@click.option("--model", default="", help="Checkpoint or weights of the store; left out, the newest checkpoint.")
+@click.option("--max-new-tokens", type=int, help="Stop after this many tokens.")
+@click.option("--temperature", type=float, help="0 is greedy.")
+@click.option("--top-k", type=int, help="Keep only the k most likely tokens; 0 keeps all.")
+@click.option("--top-p", type=float, help="Keep the most likely tokens whose probabilities reach p; 1 keeps all.")
+@click.option("--seed", type=int, help="The same seed gives the same text.")
+@click.option("--json", "as_json", is_flag=True, help="Print the result as one JSON object.")
+def generate(prompt: str | None, model: str, as_json: bool, **decoding: Any) -> None:
+    """Let a model go on from PROMPT (or from standard input), token by token."""
+    from gptmodel.config import DecodingConfig
+    from gptmodel.settings import parse_config
+
+    settings = parse_config({k: v for k, v in decoding.items() if v is not None}, DecodingConfig)
+    text = sys.stdin.read() if prompt is None else prompt
+    _prepare_environment()
+    from flows.terminal import write
+
+    write(text, model, settings, as_json=as_json)
+
+
+def _prepare_environment() -> None:
+    """Keep Prefect and MLflow to this folder, and to the servers of `make up` if they run."""
+    from tasks.services import environment
+
+    for name, value in environment().items():
+        os.environ.setdefault(name, value)
+
+
+def _run(flow: Callable[..., Any], **parameters: Any) -> dict[str, Artifact]:
+    """Run a flow in this process and return its artifacts."""
+    found: dict[str, Artifact] = flow(**parameters)
+    return found
+
+
+def _show(artifacts: dict[str, Artifact], as_json: bool) -> None:
+    from flows.terminal import as_plain, show
+
+    if as_json:
+        click.echo(json.dumps(as_plain(artifacts), ensure_ascii=False))
+    else:
+        show(artifacts)
+
+
+def main() -> None:
+    """Entry point: one line for each error, exit code 1 for a failure and 2 for a wrong setting."""
+    if "generate" not in sys.argv[1:2]:
+        _prepare_environment()
+    logging.getLogger("gptmodel").setLevel(logging.INFO)
+    try:
+        cli.main(standalone_mode=False)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(2)
+    except click.exceptions.Abort:
+        sys.exit(130)
+    except ConfigError as error:
+        for problem in error.problems:
+            click.echo(f"gptflow: {problem}", err=True)
+        sys.exit(error.exit_code)
+    except GptflowError as error:
+        click.echo(f"gptflow: {error}", err=True)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()

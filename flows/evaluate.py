@@ -1,0 +1,36 @@
+"""Model and shards -> figures and samples."""
+
+from __future__ import annotations
+
+from prefect import flow
+
+from gptmodel.artifacts import Artifact
+from gptmodel.overrides import PipelineOverrides, given
+from gptmodel.presets import PresetName
+from gptmodel.settings import load_config
+from tasks.evaluating import evaluate_model
+from tasks.importing import find_model
+from tasks.preparing import find_shards
+
+
+@flow(name="evaluate", flow_run_name="evaluate {model}")
+def evaluate(
+    model: str = "",
+    shards: str = "",
+    preset: PresetName = "quickstart",
+    overrides: PipelineOverrides | None = None,  # type: ignore[valid-type]
+    wait: bool = False,
+) -> dict[str, Artifact]:
+    """Judge any checkpoint or imported weights on any shards.
+
+    Args:
+        model: A checkpoint or weights of the store, such as `checkpoint/1f2e3d4c`; left out, the newest checkpoint.
+        shards: The shards to score, such as `shards/1f2e3d4c`; left out, those that the settings ask for.
+        preset: The settings to start from; corpus, shards and evaluate are used.
+        overrides: Single settings to change.
+        wait: Wait for another run that makes the same, instead of refusing.
+    """
+    config = load_config(preset, overrides=given(overrides))
+    judged = find_model(model)
+    scored = find_shards(shards, config, wait)
+    return {"model": judged, "shards": scored, "evaluation": evaluate_model(judged, scored, config.evaluate, wait)}

@@ -1,0 +1,36 @@
+"""The whole chain: text -> shards -> model -> figures and samples."""
+
+from __future__ import annotations
+
+from prefect import flow
+
+from gptmodel.artifacts import Artifact
+from gptmodel.overrides import PipelineOverrides, given
+from gptmodel.presets import PresetName
+from gptmodel.settings import load_config
+from tasks.evaluating import evaluate_model
+from tasks.importing import import_pretrained
+from tasks.preparing import fetch_corpus, tokenize_corpus
+from tasks.training import pretrain_model
+
+
+@flow(name="pipeline", flow_run_name="pipeline {preset}")
+def pipeline(
+    preset: PresetName = "quickstart",
+    overrides: PipelineOverrides | None = None,  # type: ignore[valid-type]
+    wait: bool = False,
+) -> dict[str, Artifact]:
+    """Fetch, tokenize, pretrain and evaluate. What is already there is reused.
+
+    Args:
+        preset: The settings to start from.
+        overrides: Single settings to change; all others stay as the preset has them.
+        wait: Wait for another run that makes the same artifact, instead of refusing.
+    """
+    config = load_config(preset, overrides=given(overrides))
+    corpus = fetch_corpus(config.corpus, wait)
+    shards = tokenize_corpus(corpus, config.shards, wait)
+    init = import_pretrained(config.init_from, wait=wait) if config.init_from else None
+    model = pretrain_model(config, shards, init, wait)
+    evaluation = evaluate_model(model, shards, config.evaluate, wait)
+    return {"corpus": corpus, "shards": shards, "model": model, "evaluation": evaluation}

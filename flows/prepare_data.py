@@ -1,0 +1,29 @@
+"""Text -> corpus -> token shards."""
+
+from __future__ import annotations
+
+from prefect import flow
+
+from gptmodel.artifacts import Artifact
+from gptmodel.overrides import PipelineOverrides, given
+from gptmodel.presets import PresetName
+from gptmodel.settings import load_config
+from tasks.preparing import fetch_corpus, tokenize_corpus
+
+
+@flow(name="prepare-data", flow_run_name="prepare data for {preset}")
+def prepare_data(
+    preset: PresetName = "quickstart",
+    overrides: PipelineOverrides | None = None,  # type: ignore[valid-type]
+    wait: bool = False,
+) -> dict[str, Artifact]:
+    """Fetch text, clean and split it, and tokenize it into shards.
+
+    Args:
+        preset: The settings to start from; corpus and shards are used.
+        overrides: Single settings to change.
+        wait: Wait for another run that makes the same artifact, instead of refusing.
+    """
+    config = load_config(preset, overrides=given(overrides))
+    corpus = fetch_corpus(config.corpus, wait)
+    return {"corpus": corpus, "shards": tokenize_corpus(corpus, config.shards, wait)}

@@ -1,0 +1,92 @@
+"""What a person sees of a run in the Prefect pages: tables, words, progress and links. Never a reason to fail."""
+
+from __future__ import annotations
+
+import logging
+import re
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, cast
+from uuid import UUID
+
+from prefect.artifacts import (
+    create_link_artifact,
+    create_markdown_artifact,
+    create_progress_artifact,
+    create_table_artifact,
+    update_progress_artifact,
+)
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from gptmodel.artifacts import Artifact
+
+log = logging.getLogger(__name__)
+Update = Callable[[int, int, str], None]
+_STEP_PERCENT = 2.0  # between two updates of a progress artifact
+
+
+def key_of(*parts: str) -> str:
+    """An artifact key: lower-case letters, digits and dashes."""
+    return re.sub(r"[^a-z0-9]+", "-", "-".join(parts).lower()).strip("-")
+
+
+def show_artifact(artifact: Artifact, reused: bool, figures: dict[str, Any]) -> None:
+    """A page on one artifact: its figures, where it is, and by which digest."""
+    said = "It was already there, made from the same inputs and settings." if reused else "Made by this run."
+    rows = "\n".join(f"| {name} | {_text(value)} |" for name, value in figures.items())
+    inputs = ", ".join(f"`{ref.kind} {ref.digest[:16]}`" for ref in artifact.request.inputs) or "none"
+    words = (
+        f"# {artifact.kind.capitalize()} {artifact.path.name}\n\n{said}\n\n| | |\n|---|---|\n{rows}\n\n"
+        f"Content digest `{artifact.digest}`\n\nMade from {inputs}\n"
+    )
+    _try(lambda: create_markdown_artifact(words, key=key_of(artifact.kind), description=said))
+
+
+def show_table(key: str, rows: list[dict[str, Any]], description: str) -> None:
+    _try(lambda: create_table_artifact(rows, key=key_of(key), description=description))
+
+
+def show_link(key: str, url: str, text: str) -> None:
+    _try(lambda: create_link_artifact(url, link_text=text, key=key_of(key)))
+
+
+@contextmanager
+def progress(what: str) -> Iterator[Update]:
+    """A bar on a terminal, and a progress artifact in the pages. Call the result with (done, total, unit)."""
+    artifact = cast(UUID | None, _try(lambda: create_progress_artifact(0.0, description=what)))
+    shown = 0.0
+    with _bar(what) as bar:
+        number = bar.add_task(what, total=None)
+
+        def update(done: int, total: int, unit: str) -> None:
+            nonlocal shown
+            bar.update(number, completed=done, total=total or None, description=f"{what} ({unit})")
+            percent = min(100.0, 100.0 * done / total) if total else 0.0
+            if artifact and percent - shown >= _STEP_PERCENT:
+                shown = percent
+                _try(lambda: update_progress_artifact(artifact, percent))
+
+        yield update
+    if artifact:
+        _try(lambda: update_progress_artifact(artifact, 100.0))
+
+
+def _bar(what: str) -> Progress:
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    return Progress(*columns, console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty())
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:,.4f}"
+    return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
+
+
+def _try(call: Callable[[], Any]) -> Any:
+    try:
+        return call()
+    except Exception as error:  # the pages are for people; the work stands without them
+        log.warning("not shown in the Prefect pages: %s", error)
+        return None

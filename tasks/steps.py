@@ -1,0 +1,30 @@
+"""What the tasks share: the store, and how a step reports itself."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from prefect import get_run_logger
+
+from gptmodel.artifacts import Artifact, Store
+from tasks.pages import show_artifact
+
+
+def open_store() -> Store:
+    """The store that GPTFLOW_STORE names, or `./store`."""
+    return Store(Path(os.environ.get("GPTFLOW_STORE", "store")))
+
+
+def report(artifact: Artifact, reused: bool, figures: dict[str, Any]) -> Artifact:
+    """Say in log and pages what came out, and whether it was already there."""
+    how = "already there, reused" if reused else "done"
+    get_run_logger().info("%s: %s", artifact.label, how)
+    show_artifact(artifact, reused, figures)
+    return artifact
+
+
+def figures_of(artifact: Artifact, *names: str) -> dict[str, Any]:
+    """The named summary figures, in words."""
+    return {name.replace("_", " "): artifact.summary[name] for name in names if name in artifact.summary}
