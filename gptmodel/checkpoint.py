@@ -18,10 +18,12 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from gptmodel.artifacts import fsync_path, sha256_file, write_atomic
 from gptmodel.errors import CheckpointError
+from gptmodel.model import GPT
+from gptmodel.weights import load_weights
 
 log = logging.getLogger(__name__)
 _INDEX = "checkpoint.json"
@@ -68,7 +70,7 @@ class Checkpointer:
         for leftover in directory.glob(".*.tmp"):
             shutil.rmtree(leftover)
 
-    def save(self, model: nn.Module, optimizer: torch.optim.Optimizer, state: TrainState) -> None:
+    def save(self, model: GPT, optimizer: torch.optim.Optimizer, state: TrainState) -> None:
         """Copy everything now; write it while training goes on. Waits for the write before, and raises its error."""
         self.wait()
         weights = {name: p.detach().to("cpu", copy=True) for name, p in model.named_parameters()}
@@ -117,7 +119,7 @@ class Checkpointer:
         """Steps that have a checkpoint, oldest first."""
         return sorted(int(path.name.removeprefix("step-")) for path in self.directory.glob("step-*"))
 
-    def load_newest(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> TrainState | None:
+    def load_newest(self, model: GPT, optimizer: torch.optim.Optimizer) -> TrainState | None:
         """Restore the newest valid checkpoint and return its state; None where there is none.
 
         A damaged one is named in the log, set aside, and the one before it is used.
@@ -131,7 +133,7 @@ class Checkpointer:
                     shutil.rmtree(self.path(step))
         return None
 
-    def load(self, step: int, model: nn.Module, optimizer: torch.optim.Optimizer) -> TrainState:
+    def load(self, step: int, model: GPT, optimizer: torch.optim.Optimizer) -> TrainState:
         """Restore the checkpoint of this step. CheckpointError naming the file that is damaged."""
         path = _verified(self.path(step))
         load_weights(model, path / _MODEL)
@@ -154,21 +156,7 @@ def _verified(path: Path) -> Path:
     return path
 
 
-def load_weights(model: nn.Module, file: Path) -> None:
-    """Copy a file of weights into the model, key by key; CheckpointError where a key or a shape differs."""
-    tensors = load_file(file)
-    parameters = dict(model.named_parameters())
-    wrong = sorted(set(tensors) ^ set(parameters)) or [
-        name for name, p in parameters.items() if tensors[name].shape != p.shape
-    ]
-    if wrong:
-        raise CheckpointError(f"{file.name} does not fit the model: {', '.join(wrong[:5])}")
-    with torch.no_grad():
-        for name, parameter in parameters.items():
-            parameter.copy_(tensors[name])
-
-
-def _optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+def _optimizer_tensors(model: GPT, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     names: dict[Tensor, str] = {p: name for name, p in model.named_parameters()}
     return {
         f"{field}:{names[p]}": value.detach().to("cpu", copy=True)
@@ -177,7 +165,7 @@ def _optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> di
     }
 
 
-def _restore_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
+def _restore_optimizer(model: GPT, optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
     parameters = dict(model.named_parameters())
     states: dict[str, dict[str, Any]] = {name: {} for name in parameters}
     for key, value in tensors.items():

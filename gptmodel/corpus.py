@@ -12,7 +12,7 @@ import logging
 import re
 import unicodedata
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,8 @@ RECIPE_VERSION = 1
 DOWNLOADS = ".downloads"  # in the store: fetched files by sha256
 _GROUP_BYTES = 8_000_000  # of text in a row group: what is held in memory
 _FILE_BYTES = 256_000_000  # of text in a file
+_SMALLEST_PIECE = 200  # characters: less is no document to train on
+_SPLITS = ("train", "validation")
 _SCHEMA = pa.schema(
     [
         ("id", pa.string()),
@@ -87,7 +89,7 @@ def build_corpus(
             leftover.unlink()  # of an attempt that was stopped: reading again is quick
         counts = Counts()
         _write(_documents(source, config, counts), directory, counts, source.n_bytes, progress)
-        _check_split(counts, config)
+        _check_split(counts, config, source)
         return {**asdict(counts), "origin": source.origin}
 
     return store.produce(request, build, wait=wait)
@@ -193,9 +195,11 @@ def _decoded(raw: RawText, config: CorpusConfig, counts: Counts) -> str | None:
         counts.invalid_utf8 += 1
         if config.errors == "strict":
             at = getattr(error, "start", 0)
-            unit = "byte" if isinstance(raw.text, bytes) else "character"
+            if isinstance(raw.text, str):
+                at = len(raw.text[:at].encode())
             raise DataError(
-                f"{raw.source} is not valid UTF-8 at {unit} {at:,}; mend it, or set corpus.errors=replace or skip"
+                f"{raw.source} is not valid UTF-8 at byte {at:,} of its text; mend it, or set corpus.errors=replace "
+                "or skip"
             ) from None
         if config.errors == "skip":
             return None
@@ -240,17 +244,34 @@ def _write(
             writer.close()
 
 
-def _check_split(counts: Counts, config: CorpusConfig) -> None:
+def _check_split(counts: Counts, config: CorpusConfig, source: Source) -> None:
     if not counts.documents:
         raise DataError(
             f"no document is left of {counts.texts_read:,} texts: {counts.empty_dropped:,} empty, "
             f"{counts.null_dropped:,} null, {counts.duplicates_dropped:,} duplicates, {counts.invalid_utf8:,} invalid"
         )
-    missing = [s for s in ("train", "validation") if not getattr(counts, f"{s}_documents")]
+    missing = [s for s in _SPLITS if not getattr(counts, f"{s}_documents")]
     if missing:
-        piece = max(200, counts.longest_bytes // 20)
-        raise DataError(
-            f"all {counts.documents:,} documents fall on one side of the split, so {missing[0]} has none; add text, "
-            f"change corpus.validation_fraction ({config.validation_fraction}) or corpus.split_key, or have documents "
-            f"cut: corpus.cut_above_chars={piece} and corpus.cut_to_chars={piece}"
+        piece = _piece_that_splits(counts, config, source)
+        advice = (
+            f"have documents cut: corpus.cut_above_chars={piece} and corpus.cut_to_chars={piece}, or " if piece else ""
         )
+        raise DataError(
+            f"all {counts.documents:,} documents fall on one side of the split, so {missing[0]} has none; {advice}"
+            f"add text or change corpus.validation_fraction ({config.validation_fraction}) or corpus.split_key"
+        )
+
+
+def _piece_that_splits(counts: Counts, config: CorpusConfig, source: Source) -> int:
+    """Characters to cut at so that both sides get documents, found by trying it; 0 if none of a few sizes does."""
+    for parts in (20, 100, 500):
+        piece = max(_SMALLEST_PIECE, counts.longest_bytes // parts)
+        cut_config = replace(config, cut_above_chars=piece, cut_to_chars=piece)
+        sides: set[str] = set()
+        for document in _documents(source, cut_config, Counts()):
+            sides.add(document.split)
+            if len(sides) == len(_SPLITS):
+                return piece
+        if piece == _SMALLEST_PIECE:
+            break
+    return 0

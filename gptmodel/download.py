@@ -1,7 +1,8 @@
 """Pinned downloads: a file of known sha256 arrives whole, or not at all.
 
 What was received before a cut is kept beside the target and asked for no more. Every address on the way, each redirect
-too, must be http(s), and public unless private ones are allowed.
+too, must be http(s), and public unless private ones are allowed. The name is looked up for that check and again by the
+connection, so a name server that changes its answer in between is not caught; the sha256 is.
 """
 
 from __future__ import annotations
@@ -13,13 +14,16 @@ import os
 import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
 from pathlib import Path
-from urllib.parse import urljoin, urlsplit
+from urllib.parse import urljoin, urlsplit, urlunsplit
 
 import httpx
 
 from gptmodel.artifacts import fsync_path, sha256_file
 from gptmodel.errors import DataError, NetworkError
+from gptmodel.locks import exclusive
 
 log = logging.getLogger(__name__)
 Progress = Callable[[int, int, str], None]
@@ -41,63 +45,105 @@ def download(
 
     NetworkError for what time may heal (with the server's Retry-After), DataError for what it will not: a missing
     file, other bytes than promised (they are deleted), an address that is not allowed. `timeout` is seconds without a
-    byte.
+    byte. Of several processes that want the same target one fetches and the others wait.
     """
-    if target.exists():
-        if sha256_file(target) == sha256:
-            return target
-        log.warning("%s is not what it was; fetching it again", target.name)
-        target.unlink()
     target.parent.mkdir(parents=True, exist_ok=True)
-    part = target.with_name(f".{target.name}.part")
+    with exclusive(target.with_name(f".{target.name}.lock"), f"download of {target.name}", wait=True):
+        if target.exists():
+            if sha256_file(target) == sha256:
+                return target
+            log.warning("%s is not what it was; fetching it again", target.name)
+            target.unlink()
+        part = target.with_name(f".{target.name}.part")
+        old = part.exists()
+        whole = _fetch_all(url, part, timeout, allow_private, progress)
+        if old and sha256_file(part) != sha256:
+            log.info("%s: what an earlier attempt left does not fit; fetching all of it", shown(url))
+            part.unlink()
+            whole = _fetch_all(url, part, timeout, allow_private, progress)
+        if (found := sha256_file(part)) != sha256:
+            part.unlink()
+            message = f"{shown(url)} has sha256 {found}, expected {sha256}; refused and deleted"
+            if not whole:
+                raise NetworkError(f"{message}. The server gave no length, so it may have been cut short")
+            raise DataError(f"{message}. Check the address and the expected sha256")
+        fsync_path(part)
+        os.replace(part, target)
+        fsync_path(target.parent)
+        return target
+
+
+def shown(url: str) -> str:
+    """The URL for people and manifests: without a user, a password or a query, which may hold a token."""
+    try:
+        parts = urlsplit(url)
+        return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
+    except ValueError:
+        return url
+
+
+def _fetch_all(url: str, part: Path, timeout: float, allow_private: bool, progress: Progress | None) -> bool:
+    """Fetch into `part`, going on after a cut. True if the server's own framing says that it is whole."""
     for attempt in range(_RESUMES + 1):
+        before = _size(part)
         try:
-            _fetch(url, part, timeout, allow_private, progress)
-            break
+            return _fetch(url, part, timeout, allow_private, progress)
         except NetworkError as error:
             # Going on at once pays only where bytes arrive; a server that refuses is left to the caller's patience.
-            if attempt == _RESUMES or error.retry_after is not None or not part.exists():
+            if attempt == _RESUMES or error.retry_after is not None or _size(part) <= before:
                 raise
-            log.info("%s; going on at byte %d", error, part.stat().st_size)
-    if (found := sha256_file(part)) != sha256:
-        part.unlink()
-        raise DataError(f"{url} has sha256 {found}, expected {sha256}; refused and deleted. Check the source")
-    fsync_path(part)
-    os.replace(part, target)
-    fsync_path(target.parent)
-    return target
+            log.info("%s; going on at byte %d", error, _size(part))
+    raise AssertionError("unreachable")
 
 
-def _fetch(url: str, part: Path, timeout: float, allow_private: bool, progress: Progress | None) -> None:
-    have = part.stat().st_size if part.exists() else 0
+def _size(path: Path) -> int:
+    return path.stat().st_size if path.exists() else 0
+
+
+def _fetch(url: str, part: Path, timeout: float, allow_private: bool, progress: Progress | None) -> bool:
+    have = _size(part)
     headers = {"Accept-Encoding": "identity", **({"Range": f"bytes={have}-"} if have else {})}
     with _open(url, headers, timeout, allow_private) as response:
-        if response.status_code == 416:  # nothing after what we have
-            return
-        if response.status_code != 206:
+        if response.status_code == 416 and have:  # nothing after what we have
+            return True
+        if response.status_code == 206 and have:
+            if not response.headers.get("Content-Range", "").startswith(f"bytes {have}-"):
+                part.unlink()
+                raise DataError(f"{shown(url)}: the server sent another part of the file than was asked for")
+        else:
             have = 0
         length = response.headers.get("Content-Length", "")
         total = have + int(length) if length.isdigit() else 0
-        with part.open("ab" if have else "wb") as file:
-            try:
-                for chunk in response.iter_raw():
-                    file.write(chunk)
-                    have += len(chunk)
-                    if progress:
-                        progress(have, total, "bytes")
-            except httpx.HTTPError as error:
-                raise NetworkError(f"{url}: cut off after {have:,} bytes ({type(error).__name__})") from None
+        framed = bool(length) or "chunked" in response.headers.get("Transfer-Encoding", "")
+        have = _receive(response, part, have, total, shown(url), progress)
     if total and have != total:
-        raise NetworkError(f"{url}: {have:,} of {total:,} bytes came")
+        raise NetworkError(f"{shown(url)}: {have:,} of {total:,} bytes came")
+    return framed
+
+
+def _receive(response: httpx.Response, part: Path, have: int, total: int, name: str, progress: Progress | None) -> int:
+    """Append the body to the `have` bytes of `part`; how many bytes it holds then."""
+    try:
+        with part.open("ab" if have else "wb") as file:
+            for chunk in response.iter_raw():
+                file.write(chunk)
+                have += len(chunk)
+                if progress:
+                    progress(have, total, "bytes")
+    except httpx.HTTPError as error:
+        raise NetworkError(f"{name}: cut off after {have:,} bytes ({type(error).__name__})") from None
+    except OSError as error:
+        raise DataError(f"{name}: cannot write {part}: {error.strerror}") from None
+    return have
 
 
 @contextmanager
 def _open(url: str, headers: dict[str, str], timeout: float, allow_private: bool) -> Iterator[httpx.Response]:
     """The answer behind all redirects, each hop checked."""
-    asked = url
+    asked = shown(url)
     with httpx.Client(timeout=timeout, follow_redirects=False) as client:
-        for _ in range(_REDIRECTS + 1):
-            _check_address(url, asked, allow_private)
+        for hop in range(_REDIRECTS + 1):
+            _check_address(url, asked if hop else "", allow_private)
             try:
                 with client.stream("GET", url, headers=headers) as response:
                     if not response.has_redirect_location:
@@ -105,38 +151,58 @@ def _open(url: str, headers: dict[str, str], timeout: float, allow_private: bool
                         yield response
                         return
                     url = urljoin(url, response.headers["Location"])
-            except httpx.InvalidURL as error:
+            except (httpx.InvalidURL, ValueError) as error:
                 raise DataError(f"{asked}: not a URL ({error})") from None
             except httpx.TransportError as error:
                 raise NetworkError(f"{asked}: no answer ({type(error).__name__}: {error})") from None
-    raise DataError(f"{asked}: more than {_REDIRECTS} redirects")
+    raise DataError(f"{asked}: more than {_REDIRECTS} redirects; check the address")
 
 
-def _check_status(response: httpx.Response, url: str) -> None:
+def _check_status(response: httpx.Response, name: str) -> None:
     code = response.status_code
-    if code in (200, 206, 416):
+    if code in (200, 206) or (code == 416 and "Range" in response.request.headers):
         return
-    message = f"{url}: the server answered {code} {response.reason_phrase}"
+    message = f"{name}: the server answered {code} {response.reason_phrase}"
     if code in _WAIT_AND_SEE:
-        wait = response.headers.get("Retry-After", "")
-        raise NetworkError(f"{message}; try again later", float(wait) if wait.isdigit() else None)
+        raise NetworkError(f"{message}; try again later", _retry_after(response.headers.get("Retry-After", "")))
     raise DataError(f"{message}; check the address")
 
 
-def _check_address(url: str, asked: str, allow_private: bool) -> None:
-    parts = urlsplit(url)
-    where = url if url == asked else f"{asked} redirects to {url}, which"
-    if parts.scheme not in ("http", "https") or not parts.hostname:
+def _retry_after(value: str) -> float | None:
+    """Seconds of a Retry-After header, which may be a number or a date."""
+    if value.isdigit():
+        return float(value)
+    try:
+        then = parsedate_to_datetime(value)
+    except ValueError:
+        return None
+    return max(0.0, (then.replace(tzinfo=then.tzinfo or UTC) - datetime.now(UTC)).total_seconds())
+
+
+def _check_address(url: str, came_from: str, allow_private: bool) -> None:
+    where = f"{came_from} redirects to {shown(url)}, which" if came_from else shown(url)
+    try:
+        parts = urlsplit(url)
+        host, port = parts.hostname, parts.port
+    except ValueError as error:
+        raise DataError(f"{where} is not a URL ({error})") from None
+    if parts.scheme not in ("http", "https") or not host:
         raise DataError(f"{where} is not an http(s) address")
     if allow_private:
         return
     try:
-        found = socket.getaddrinfo(parts.hostname, parts.port or parts.scheme, proto=socket.IPPROTO_TCP)
+        found = socket.getaddrinfo(host, port or parts.scheme, proto=socket.IPPROTO_TCP)
+    except UnicodeError:
+        raise DataError(f"{where} has no usable host name ({host})") from None
     except OSError as error:
-        raise NetworkError(f"{url}: cannot find {parts.hostname} ({error})") from None
-    for *_, address in found:
-        if not ipaddress.ip_address(str(address[0]).partition("%")[0]).is_global:
-            raise DataError(f"{where} is a private address; set corpus.source.allow_private_addresses=true to allow it")
+        raise NetworkError(f"{where}: cannot find {host} ({error})") from None
+    if not all(_is_public(str(address[0])) for *_, address in found):
+        raise DataError(f"{where} is a private address; set corpus.source.allow_private_addresses=true to allow it")
+
+
+def _is_public(text: str) -> bool:
+    address = ipaddress.ip_address(text.partition("%")[0])
+    return address.is_global and not address.is_multicast
 
 
 def content_digest(names_and_hashes: list[tuple[str, str]]) -> str:

@@ -109,11 +109,8 @@ def token_nats(
 def _score(model: GPT, ids: npt.NDArray[np.int64], targets: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
     import torch
 
-    from gptmodel.loss import token_losses
-
     device = model.wte.weight.device
-    hidden = model.hidden(torch.from_numpy(ids).to(device))
-    losses = token_losses(hidden, model.wte.weight, torch.from_numpy(targets).to(device))
+    losses = model.token_losses(torch.from_numpy(ids).to(device), torch.from_numpy(targets).to(device))
     result: npt.NDArray[np.float32] = losses.float().cpu().numpy().reshape(-1)
     return result
 

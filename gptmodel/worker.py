@@ -22,7 +22,7 @@ import torch.distributed as dist
 
 from gptmodel.artifacts import SCRATCH, load_artifact, write_atomic
 from gptmodel.batches import Batches
-from gptmodel.checkpoint import Checkpointer, TrainState, load_weights
+from gptmodel.checkpoint import Checkpointer, TrainState
 from gptmodel.config import PipelineConfig
 from gptmodel.device import Machine, peak_memory_bytes, set_up
 from gptmodel.errors import ConfigError, GptflowError
@@ -37,7 +37,7 @@ from gptmodel.shards import open_split
 from gptmodel.tokenizer import gpt2
 from gptmodel.training import StopSignal, Trainer
 from gptmodel.validation import SplitEvaluator
-from gptmodel.weights import load_model, save_model
+from gptmodel.weights import WEIGHTS_FILE, load_weights, save_model
 
 log = logging.getLogger("gptmodel.worker")
 METRICS_FILE = "metrics.jsonl"
@@ -127,7 +127,9 @@ def train(job: Job, stop: StopSignal, rank: int = 0, world: int = 1) -> None:
 def _train(job: Job, work: Path, stop: StopSignal, rank: int, world: int) -> None:
     config = parse_config(job.config, PipelineConfig)
     machine = _machine(config, work, rank, world)
-    model = load_model(Path(job.init_from)) if job.init_from else GPT(config.model, seed=config.train.seed)
+    model = GPT(config.model, seed=config.train.seed)
+    if job.init_from:
+        load_weights(model, load_artifact(Path(job.init_from)).file(WEIGHTS_FILE))
     model.to(machine.device)
     shards = load_artifact(Path(job.shards))
     optimizer = make_optimizer(model, config.train.optimizer)

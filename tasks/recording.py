@@ -6,6 +6,8 @@ import json
 import logging
 import time
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
@@ -51,14 +53,25 @@ def record_model(run_id: str, model: Artifact, chain: list[Artifact], metrics_fi
 
 def _log_samples(run_id: str, lines: list[dict[str, Any]]) -> None:
     rows = [{"step": line["step"], **sample} for line in lines for sample in line.get("samples", [])]
+    _log_table(run_id, rows, "samples/training.json")
+
+
+def _log_table(run_id: str, rows: list[dict[str, Any]], where: str) -> None:
     if rows:
-        client().log_table(run_id, pd.DataFrame(rows), "samples/training.json")
+        with _without_advice():
+            client().log_table(run_id, pd.DataFrame(rows), where)
+
+
+@contextmanager
+def _without_advice() -> Iterator[None]:
+    """MLflow warns of its own use of pandas, and of a missing example, for which it would load and run the model."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
 
 
 def _register(run_id: str, model: Artifact, name: str) -> str:
-    with mlflow.start_run(run_id=run_id), warnings.catch_warnings():
-        # The signature is stated, and an example would make MLflow load and run the model on the spot.
-        warnings.filterwarnings("ignore", message=".*input example was not provided.*")
+    with mlflow.start_run(run_id=run_id), _without_advice():
         info = mlflow.pyfunc.log_model(
             name="model",
             python_model=str(Path(__file__).with_name("served_model.py")),
@@ -115,6 +128,5 @@ def record_evaluation(run_id: str, evaluation: Artifact, shards: Artifact) -> No
     for name in ("evaluation.json", "documents.parquet", MANIFEST):
         client().log_artifact(run_id, str(evaluation.path / name), where)
     samples = [json.loads(line) for line in evaluation.file("samples.jsonl").read_text().splitlines()]
-    if samples:
-        client().log_table(run_id, pd.DataFrame(samples), f"{where}/samples.json")
+    _log_table(run_id, samples, f"{where}/samples.json")
     set_tags(run_id, {tag: evaluation.digest})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +12,9 @@ import pytest
 from gptmodel.artifacts import Artifact, Store
 from gptmodel.config import CorpusConfig, PipelineConfig, ShardsConfig
 from gptmodel.settings import load_config
+
+# Small tensors gain nothing from a second thread, and on a busy machine threads wait for each other.
+os.environ["OMP_NUM_THREADS"] = "1"
 
 _SUBJECTS = ("the harbour", "our council", "a careful clerk", "the old river", "every farmer", "the new mill")
 _VERBS = ("keeps", "measures", "remembers", "sells", "mends", "follows")
@@ -52,6 +56,7 @@ def tiny_sets(text_dir: Path) -> list[str]:
         "train.eval_tokens=512",
         "train.checkpoint_every=3",
         "train.precision=float32",
+        "train.threads=1",
         "train.sample.max_new_tokens=4",
         "evaluate.max_tokens=1024",
     ]

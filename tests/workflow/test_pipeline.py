@@ -1,0 +1,216 @@
+"""The whole pipeline on a real Prefect server with a real MLflow: what it leaves, and what it reuses."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import pandas as pd
+import pyarrow.parquet as pq
+import pytest
+from mlflow import MlflowClient
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterFlowRunId
+
+from gptmodel.artifacts import Artifact
+from gptmodel.config import PipelineConfig
+from gptmodel.overrides import PipelineOverrides
+from gptmodel.settings import merge_layers
+
+Tiny = Callable[..., PipelineConfig]
+
+
+@pytest.fixture(scope="module")
+def made(workplace: Path, tiny_sets: list[str]) -> tuple[dict[str, Artifact], Any]:
+    """The artifacts of one tiny run, and its final Prefect state."""
+    from flows.pipeline import pipeline
+
+    _, merged = merge_layers("smoke", None, tiny_sets)
+    overrides = PipelineOverrides.model_validate(merged)
+    state = pipeline(preset="smoke", overrides=overrides, return_state=True)
+    return state.result(), state
+
+
+@pytest.fixture(scope="module")
+def run(made: tuple[dict[str, Artifact], Any]) -> Any:
+    """The MLflow run of its model."""
+    model = made[0]["model"]
+    experiment = MlflowClient().get_experiment_by_name("tiny")
+    assert experiment is not None
+    found = MlflowClient().search_runs([experiment.experiment_id])
+    assert len(found) == 1
+    assert found[0].data.tags["gptflow.fingerprint"] == model.fingerprint
+    return found[0]
+
+
+def test_the_chain_is_bound_by_digests(made: tuple[dict[str, Artifact], Any]) -> None:
+    artifacts = made[0]
+    model, evaluation = artifacts["model"], artifacts["evaluation"]
+    assert [ref.digest for ref in artifacts["shards"].request.inputs] == [artifacts["corpus"].digest]
+    assert [ref.digest for ref in model.request.inputs] == [artifacts["shards"].digest]
+    assert [ref.digest for ref in evaluation.request.inputs] == [model.digest, artifacts["shards"].digest]
+
+
+def test_every_step_is_in_mlflow_once(run: Any) -> None:
+    history = MlflowClient().get_metric_history(run.info.run_id, "train/loss")
+    assert [point.step for point in history] == list(range(1, 13))
+    by_tokens = MlflowClient().get_metric_history(run.info.run_id, "by_tokens/train/loss")
+    assert [point.step for point in by_tokens] == [step * 4 * 32 for step in range(1, 13)]
+    assert [point.value for point in by_tokens] == [point.value for point in history]
+    validation = MlflowClient().get_metric_history(run.info.run_id, "validation/perplexity")
+    assert [point.step for point in validation] == [0, 6, 12]
+    wanted = {"train/perplexity", "train/bits_per_byte", "train/learning_rate", "train/grad_norm", "train/tokens"}
+    wanted |= {"speed/tokens_per_second", "speed/mfu", "speed/peak_memory_bytes"}
+    assert wanted <= set(run.data.metrics)
+    assert run.info.status == "FINISHED"
+
+
+def test_the_run_names_its_bytes(run: Any, made: tuple[dict[str, Artifact], Any]) -> None:
+    artifacts = made[0]
+    for kind in ("corpus", "shards", "model"):
+        assert run.data.tags[f"gptflow.{kind}"] == artifacts[kind].digest
+    assert run.data.params["model.n_embd"] == "16"
+    assert run.data.params["train.optimizer.schedule"] == "cosine"
+    inputs = {item.tags[0].value: item.dataset for item in run.inputs.dataset_inputs}
+    assert set(inputs) == {"train", "validation"}
+    assert inputs["train"].digest == artifacts["shards"].digest[:32]
+    assert json.loads(inputs["train"].profile)["tokens"] == artifacts["shards"].summary["train_tokens"]
+    client = MlflowClient()
+    assert len(client.list_artifacts(run.info.run_id, "lineage")) == 3
+    assert {f.path for f in client.list_artifacts(run.info.run_id, "plots")} == {
+        "plots/loss.png",
+        "plots/optimizer.png",
+    }
+    samples = mlflow.load_table("samples/training.json", run_ids=[run.info.run_id])
+    assert list(samples["step"]) == [0, 6, 12]
+
+
+def test_the_registered_model_writes_what_the_checkpoint_writes(made: tuple[dict[str, Artifact], Any]) -> None:
+    from gptmodel.config import DecodingConfig
+    from gptmodel.generate import generate
+    from gptmodel.tokenizer import gpt2
+    from gptmodel.weights import load_model
+
+    model = load_model(made[0]["model"])
+    ids = gpt2().encode("The harbour").tolist()
+    expected = gpt2().decode(generate(model, ids, decoding=DecodingConfig(temperature=0.0, max_new_tokens=5)))
+    served = mlflow.pyfunc.load_model("models:/tiny/1")
+    answer = served.predict(pd.DataFrame({"prompt": ["The harbour"]}), {"temperature": 0.0, "max_new_tokens": 5})
+    assert answer["text"][0] == expected
+    assert MlflowClient().get_model_version("tiny", "1").tags["gptflow.model"] == made[0]["model"].digest
+
+
+def test_no_pickle_is_in_the_registered_model(run: Any) -> None:
+    client = MlflowClient()
+    output = client.get_run(run.info.run_id).outputs.model_outputs[0]
+    where = Path(str(client.get_logged_model(output.model_id).artifact_location).removeprefix("file://"))
+    names = {path.name for path in where.rglob("*") if path.is_file()}
+    assert "model.safetensors" in names
+    assert not {n for n in names if n.endswith((".pkl", ".pickle", ".pt", ".bin", ".pth"))}
+
+
+def test_the_evaluation_adds_up_and_is_tied_to_model_and_data(run: Any, made: tuple[dict[str, Artifact], Any]) -> None:
+    evaluation = made[0]["evaluation"]
+    table = pq.read_table(evaluation.file("documents.parquet")).to_pydict()
+    assert sum(table["n_tokens"]) == evaluation.summary["tokens"] == 1024
+    assert sum(table["nats"]) / 1024 == pytest.approx(evaluation.summary["loss"], rel=1e-6)
+    history = MlflowClient().get_metric_history(run.info.run_id, "evaluation/validation/loss")
+    assert history[0].value == evaluation.summary["loss"]
+    assert history[0].dataset_digest == made[0]["shards"].digest[:32]
+    assert history[0].model_id == run.outputs.model_outputs[0].model_id
+
+
+async def _artifacts_of(flow_run_id: Any) -> list[Any]:
+    async with get_client() as client:
+        wanted = ArtifactFilter(flow_run_id=ArtifactFilterFlowRunId(any_=[flow_run_id]))
+        return await client.read_artifacts(artifact_filter=wanted)
+
+
+def test_the_prefect_pages_show_each_step(made: tuple[dict[str, Artifact], Any]) -> None:
+    import asyncio
+
+    shown = asyncio.run(_artifacts_of(made[1].state_details.flow_run_id))
+    keys = {artifact.key for artifact in shown}
+    assert {"corpus", "shards", "checkpoint", "evaluation", "samples"} <= keys
+    words = next(artifact.data for artifact in shown if artifact.key == "checkpoint")
+    assert made[0]["model"].digest in words
+
+
+def test_a_second_run_reuses_everything_and_logs_nothing_twice(
+    made: tuple[dict[str, Artifact], Any], tiny_sets: list[str], run: Any
+) -> None:
+    from flows.pipeline import pipeline
+
+    _, merged = merge_layers("smoke", None, tiny_sets)
+    before = {a.label: (a.path / "manifest.json").stat().st_mtime_ns for a in made[0].values()}
+    again = pipeline(preset="smoke", overrides=PipelineOverrides.model_validate(merged))
+    assert {a.label: (a.path / "manifest.json").stat().st_mtime_ns for a in again.values()} == before
+    client = MlflowClient()
+    assert len(client.get_metric_history(run.info.run_id, "train/loss")) == 12
+    assert len(client.get_metric_history(run.info.run_id, "evaluation/validation/loss")) == 1
+    assert len(client.search_model_versions("name = 'tiny'")) == 1
+
+
+def test_a_killed_child_is_retried_and_goes_on_in_the_same_run(
+    workplace: Path, tiny_sets: list[str], made: tuple[dict[str, Artifact], Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import os
+    import signal
+    import subprocess
+
+    import tasks.training
+    from flows.pretrain import pretrain
+    from gptmodel.pretraining import pretrain as real
+
+    killed: list[int] = []
+
+    def kill_once(line: str) -> None:
+        if line.startswith("step 6 ") and not killed:
+            found = subprocess.run(["pgrep", "-P", str(os.getpid()), "-f", "gptmodel.worker"], capture_output=True)
+            killed.append(int(found.stdout.split()[0]))
+            os.kill(killed[0], signal.SIGKILL)
+
+    def watched(*args: Any, on_line: Callable[[str], None], **kwargs: Any) -> Any:
+        def both(line: str) -> None:
+            on_line(line)
+            kill_once(line)
+
+        return real(*args, on_line=both, **kwargs)
+
+    monkeypatch.setattr(tasks.training, "pretrain", watched)
+    monkeypatch.setattr(tasks.training.pretrain_model, "retry_delay_seconds", 0)
+    _, merged = merge_layers("smoke", None, [*tiny_sets, "name=killed", "train.seed=2"])
+    state = pretrain(preset="smoke", overrides=PipelineOverrides.model_validate(merged), return_state=True)
+    assert killed
+    assert state.is_completed()
+    experiment = MlflowClient().get_experiment_by_name("killed")
+    assert experiment is not None
+    (run,) = MlflowClient().search_runs([experiment.experiment_id])
+    history = MlflowClient().get_metric_history(run.info.run_id, "train/loss")
+    assert [point.step for point in history] == list(range(1, 13))
+    assert run.info.status == "FINISHED"
+
+
+def test_what_a_person_must_fix_is_not_retried(workplace: Path, tiny_sets: list[str]) -> None:
+    from flows.prepare_data import prepare_data
+    from gptmodel.errors import DataError
+
+    _, merged = merge_layers("smoke", None, [*tiny_sets, "corpus.source.paths=['/nowhere/*.txt']"])
+    state = prepare_data(preset="smoke", overrides=PipelineOverrides.model_validate(merged), return_state=True)
+    assert state.is_failed()
+    with pytest.raises(DataError, match="no file matches"):
+        state.result()
+    import asyncio
+
+    async def task_runs() -> list[Any]:
+        from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
+
+        async with get_client() as client:
+            wanted = FlowRunFilter(id=FlowRunFilterId(any_=[state.state_details.flow_run_id]))
+            return await client.read_task_runs(flow_run_filter=wanted)
+
+    (task_run,) = asyncio.run(task_runs())
+    assert task_run.run_count == 1
