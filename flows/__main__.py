@@ -146,6 +146,9 @@ def _prepare_environment() -> None:
 
 def _run(flow: Callable[..., Any], **parameters: Any) -> dict[str, Artifact]:
     """Run a flow in this process and return its artifacts."""
+    from tasks.console import quiet_prefect
+
+    quiet_prefect()
     found: dict[str, Artifact] = flow(**parameters)
     return found
 

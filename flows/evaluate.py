@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from prefect import flow
 
-from gptmodel.artifacts import Artifact
+from gptmodel.artifacts import Artifact, find_model, open_store
 from gptmodel.overrides import PipelineOverrides, given
 from gptmodel.presets import PresetName
 from gptmodel.settings import load_config
 from tasks.evaluating import evaluate_model
-from tasks.importing import find_model
 from tasks.preparing import find_shards
 
 
@@ -31,6 +30,6 @@ def evaluate(
         wait: Wait for another run that makes the same, instead of refusing.
     """
     config = load_config(preset, overrides=given(overrides))
-    judged = find_model(model)
+    judged = find_model(open_store(), model)
     scored = find_shards(shards, config, wait)
     return {"model": judged, "shards": scored, "evaluation": evaluate_model(judged, scored, config.evaluate, wait)}

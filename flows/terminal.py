@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from gptmodel.artifacts import Artifact
+from gptmodel.artifacts import Artifact, find_model, open_store
 from gptmodel.config import DecodingConfig
 
 _FIGURES = {
@@ -73,9 +73,8 @@ def write(prompt: str, model: str, decoding: DecodingConfig, *, as_json: bool) -
     from gptmodel.generate import stream
     from gptmodel.tokenizer import gpt2
     from gptmodel.weights import load_model
-    from tasks.importing import find_model
 
-    artifact = find_model(model)
+    artifact = find_model(open_store(), model)
     gpt, tokenizer = load_model(artifact).eval(), gpt2()
     ids = tokenizer.encode(prompt).tolist()
     if as_json:

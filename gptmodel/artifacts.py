@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import math
 import os
 import re
 import shutil
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath
@@ -22,6 +24,7 @@ from gptmodel.errors import ArtifactError, ConfigError
 from gptmodel.locks import exclusive
 from gptmodel.provenance import provenance
 
+log = logging.getLogger(__name__)
 MANIFEST = "manifest.json"
 SCRATCH = ".work"  # of a directory being built: what a restart needs and readers never see
 _NAME_CHARS = 16
@@ -257,6 +260,10 @@ class Store:
         final = self.path_of(request)
         artifact = Artifact(final, request, files, summary, {**started, "finished": provenance()["started"]})
         write_atomic(building / MANIFEST, json.dumps(_manifest(artifact), indent=2, ensure_ascii=False) + "\n")
+        if final.exists():  # without a manifest, or `find` would have returned it
+            aside = final.with_name(f".without-manifest-{final.name}-{time.time_ns()}")
+            os.replace(final, aside)
+            log.warning("%s had no manifest; set aside as %s", artifact.label, aside)
         os.replace(building, final)
         fsync_path(final.parent)
         shutil.rmtree(final / SCRATCH, ignore_errors=True)
@@ -299,6 +306,24 @@ class Store:
                 f"{found.digest[:16]}…"
             )
         return found
+
+
+def open_store() -> Store:
+    """The store that GPTFLOW_STORE names, or `./store`."""
+    return Store(Path(os.environ.get("GPTFLOW_STORE", "store")))
+
+
+def find_model(store: Store, name: str = "") -> Artifact:
+    """The named checkpoint or weights of the store; without a name the checkpoint that was finished last."""
+    if name:
+        found = store.resolve(name)
+        if found.kind not in ("checkpoint", "weights"):
+            raise ArtifactError(f"{found.label} is no model; give a checkpoint or weights")
+        return found
+    checkpoints = [a for a in store.artifacts() if a.kind == "checkpoint"]
+    if not checkpoints:
+        raise ArtifactError(f"no checkpoint in {store.root}; train one with `gptflow run`, or name a model")
+    return max(checkpoints, key=lambda a: str(a.provenance["finished"]))
 
 
 def _is_scratch(relative: Path) -> bool:

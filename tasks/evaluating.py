@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from prefect import task
 
-from gptmodel.artifacts import Artifact
+from gptmodel.artifacts import Artifact, open_store
 from gptmodel.config import EvaluateConfig
 from gptmodel.evaluation import evaluate
 from tasks.pages import progress, show_table
 from tasks.policy import STEP
-from tasks.steps import figures_of, open_store, report
+from tasks.steps import figures_of, report
 from tasks.tracking import bounded, evaluation_run
 
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from prefect import task
 
-from gptmodel.artifacts import Artifact
+from gptmodel.artifacts import Artifact, open_store
 from gptmodel.errors import ArtifactError
 from tasks.policy import STEP
-from tasks.steps import figures_of, open_store, report
+from tasks.steps import figures_of, report
 from tasks.tracking import bounded, weights_run
 
 
@@ -27,17 +27,3 @@ def import_pretrained(source: str, revision: str = "", name: str = "", wait: boo
         registered = name or source.rstrip("/").rsplit("/", 1)[-1]
         record_model(weights_run(artifact, registered), artifact, [], None, registered)
     return report(artifact, reused, figures_of(artifact, "source", "revision", "n_params", "dtype"))
-
-
-def find_model(name: str) -> Artifact:
-    """The named checkpoint or weights of the store; without a name the checkpoint that was finished last."""
-    store = open_store()
-    if name:
-        found = store.resolve(name)
-        if found.kind not in ("checkpoint", "weights"):
-            raise ArtifactError(f"{found.label} is no model; give a checkpoint or weights")
-        return found
-    checkpoints = [a for a in store.artifacts() if a.kind == "checkpoint"]
-    if not checkpoints:
-        raise ArtifactError(f"no checkpoint in {store.root}; train one with `gptflow run`, or name a model")
-    return max(checkpoints, key=lambda a: str(a.provenance["finished"]))

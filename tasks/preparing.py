@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from prefect import task
 
-from gptmodel.artifacts import Artifact
+from gptmodel.artifacts import Artifact, open_store
 from gptmodel.config import CorpusConfig, PipelineConfig, ShardsConfig
 from tasks.pages import progress
 from tasks.policy import STEP
-from tasks.steps import figures_of, open_store, report
+from tasks.steps import figures_of, report
 
 
 @task(name="fetch-corpus", task_run_name="fetch corpus", **STEP)

@@ -2,19 +2,12 @@
 
 from __future__ import annotations
 
-import os
-from pathlib import Path
 from typing import Any
 
 from prefect import get_run_logger
 
-from gptmodel.artifacts import Artifact, Store
+from gptmodel.artifacts import Artifact
 from tasks.pages import show_artifact
-
-
-def open_store() -> Store:
-    """The store that GPTFLOW_STORE names, or `./store`."""
-    return Store(Path(os.environ.get("GPTFLOW_STORE", "store")))
 
 
 def report(artifact: Artifact, reused: bool, figures: dict[str, Any]) -> Artifact:

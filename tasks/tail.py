@@ -48,7 +48,8 @@ class Tail:
             log.exception("no longer following %s", self._path)
 
     def _hand_over(self, *, last: bool) -> None:
-        self._held += [line for line in self._read() if line["step"] > self._seen]
+        new = self._read()  # first: it empties what is held when the log was written anew
+        self._held += [line for line in new if line["step"] > self._seen]
         if not self._held:
             return
         # A step may have two lines, of training and of validation, so the newest step waits for the next.

@@ -154,6 +154,7 @@ class Feed:
         self._sent: dict[str, int] = {}
         self._warned = False
         self._agreed = False  # on what the server has
+        self._monitor: SystemMetricsMonitor | None = None
 
     def offer(self, lines: Lines) -> None:
         """Take lines and send all that wait, or keep them if the server does not take them now."""
@@ -166,6 +167,20 @@ class Feed:
             if not self._warned:
                 log.warning("MLflow does not answer (%s); the log is kept, and sent later", _first_line(error))
             self._warned = True
+
+    def watch_system(self) -> None:
+        """Log the machine's load to the run as well, from when it is known until `end`."""
+        if self.run_id and self._monitor is None:
+            self._monitor = SystemMetricsMonitor(self.run_id, resume_logging=True)
+            self._monitor.start()
+
+    def end(self, status: str) -> None:
+        """Mark the run; what cannot be marked now is marked by the next step that looks at it."""
+        if self._monitor is not None:
+            self._monitor.finish()
+        if self.run_id:
+            with bounded(f"the end of run {self.run_id}"):
+                client().set_terminated(self.run_id, status)
 
     @property
     def complete(self) -> bool:
@@ -211,41 +226,24 @@ def _metrics_of(line: dict[str, Any]) -> list[Metric]:
 
 @contextmanager
 def followed(card: Card, metrics_file: Path) -> Iterator[Feed]:
-    """Feed the card's run from the log, with system metrics, while the body runs."""
+    """Feed the card's run from the log, with system metrics, while the body runs. The body waits for nothing."""
     feed = Feed(card)
-    monitor = _system_metrics(feed)
     status = "FAILED"
+
+    def send(lines: Lines) -> None:
+        feed.offer(lines)
+        feed.watch_system()
+
     try:
-        with Tail(metrics_file, feed.offer, _SEND_SECONDS):
+        with Tail(metrics_file, send, _SEND_SECONDS):
             yield feed
         status = "FINISHED"
     except BaseException as error:
-        status = "KILLED" if not isinstance(error, Exception) else "FAILED"
+        status = "FAILED" if isinstance(error, Exception) else "KILLED"
         raise
     finally:
-        if monitor is not None:
-            monitor.finish()
         feed.offer([])
-        end_run(feed, status)
-
-
-def _system_metrics(feed: Feed) -> SystemMetricsMonitor | None:
-    feed.offer([])  # connects
-    if not feed.run_id:
-        return None
-    monitor = SystemMetricsMonitor(feed.run_id, resume_logging=True)
-    monitor.start()
-    return monitor
-
-
-def end_run(feed: Feed, status: str) -> None:
-    """Mark the run; what cannot be marked now is marked by the next step that looks at it."""
-    if not feed.run_id:
-        return
-    try:
-        client().set_terminated(feed.run_id, status)
-    except _FAILURES as error:
-        log.warning("MLflow does not answer (%s); run %s is not marked %s", _first_line(error), feed.run_id, status)
+        feed.end(status)
 
 
 def catch_up(card: Card, metrics_file: Path) -> str:
@@ -253,7 +251,7 @@ def catch_up(card: Card, metrics_file: Path) -> str:
     feed = Feed(card)
     feed.offer(list(read_lines(metrics_file)))
     if feed.complete:
-        end_run(feed, "FINISHED")
+        feed.end("FINISHED")
     return feed.run_id
 
 

@@ -7,12 +7,12 @@ from contextlib import contextmanager
 
 from prefect import get_run_logger, task
 
-from gptmodel.artifacts import Artifact
+from gptmodel.artifacts import Artifact, open_store
 from gptmodel.config import PipelineConfig
 from gptmodel.pretraining import Training, plan_training, pretrain
 from tasks.pages import progress
 from tasks.policy import STEP
-from tasks.steps import figures_of, open_store, report
+from tasks.steps import figures_of, report
 from tasks.tail import Tail
 from tasks.tracking import bounded, catch_up, followed, training_card
 

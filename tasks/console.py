@@ -1,0 +1,24 @@
+"""What Prefect says on the terminal, without what the command line says better."""
+
+from __future__ import annotations
+
+import logging
+
+from gptmodel.errors import GptflowError
+
+
+class _Quiet(logging.Filter):
+    """Drops the traceback of an error that a person is meant to read: it is told in one line at the end."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        error = record.exc_info[1] if record.exc_info else None
+        return not (isinstance(error, GptflowError) or record.getMessage().startswith("Stopping temporary server"))
+
+
+def quiet_prefect() -> None:
+    """For the terminal only: the pages keep every line."""
+    from prefect.logging.configuration import setup_logging
+
+    setup_logging()
+    for handler in logging.getLogger("prefect").handlers:
+        handler.addFilter(_Quiet())

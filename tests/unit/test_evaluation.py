@@ -1,0 +1,116 @@
+"""Evaluation: figures that add up, whatever the batch size, and a baseline that can be worked out by hand."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+
+from gptmodel.artifacts import Artifact, Store
+from gptmodel.config import DecodingConfig, EvaluateConfig, ModelConfig, PipelineConfig
+from gptmodel.evaluation import decoding_name, document_table, token_nats, unigram_baseline
+from gptmodel.model import GPT
+from gptmodel.tokenizer import gpt2
+from gptmodel.tokenstream import Shard, TokenStream, open_split
+
+
+def stream_of(*documents: list[int]) -> TokenStream:
+    """A token stream as `open_split` gives it, of these documents."""
+    values = np.array([token for document in documents for token in document], dtype=np.uint16)
+    offsets = np.concatenate([[0], np.cumsum([len(d) for d in documents])])
+    batch = pa.record_batch(
+        {
+            "document": pa.array([f"d{n}" for n in range(len(documents))]),
+            "part": pa.array([0] * len(documents), pa.int32()),
+            "tokens": pa.LargeListArray.from_arrays(pa.array(offsets, pa.int64()), pa.array(values)),
+        }
+    )
+    return TokenStream([Shard(batch, values)])
+
+
+@pytest.fixture(scope="module")
+def model() -> GPT:
+    return GPT(ModelConfig(n_layer=1, n_head=2, n_embd=16, context_length=8), seed=3).eval()
+
+
+def test_each_token_is_scored_once_with_the_context_before_it(model: GPT) -> None:
+    tokens = [int(t) for t in torch.randint(50_257, (21,), generator=torch.Generator().manual_seed(0))]
+    nats = token_nats(model, stream_of(tokens), EvaluateConfig(batch_size=2))
+    by_hand = []
+    for start in range(0, 20, 8):  # windows of 8, and a short one at the end
+        window = tokens[start : start + 9]
+        with torch.no_grad():
+            logits = model(torch.tensor([window[:-1]]))
+        log_probs = torch.log_softmax(logits[0].float(), -1)
+        by_hand += [-float(log_probs[i, target]) for i, target in enumerate(window[1:])]
+    assert nats.tolist() == pytest.approx(by_hand, abs=1e-5)
+
+
+def test_the_batch_size_changes_nothing(model: GPT, tiny_data: tuple[Store, Artifact]) -> None:
+    stream = open_split(tiny_data[1], "validation")
+    one, seven = (token_nats(model, stream, EvaluateConfig(batch_size=n, max_tokens=500)) for n in (1, 7))
+    assert len(one) == 500
+    np.testing.assert_allclose(one, seven, atol=1e-5)
+
+
+def test_documents_share_the_total_out(model: GPT) -> None:
+    stream = stream_of([5, 6, 50_256], [7, 8, 9, 50_256], [10, 50_256])
+    nats = token_nats(model, stream, EvaluateConfig())
+    table = document_table(nats, stream).to_pydict()
+    assert table["document"] == ["d0", "d1", "d2"]
+    assert table["n_tokens"] == [2, 4, 2], "the stream's first token is not predicted; every end token is"
+    assert table["nats"] == pytest.approx([nats[:2].sum(), nats[2:6].sum(), nats[6:].sum()])
+    lengths = gpt2().byte_lengths
+    assert table["n_bytes"] == [lengths[6], lengths[7] + lengths[8] + lengths[9], lengths[10]]
+
+
+def test_documents_beyond_the_scored_tokens_are_left_out(model: GPT) -> None:
+    stream = stream_of([5, 6, 50_256], [7, 8, 9, 50_256], [10, 50_256])
+    nats = token_nats(model, stream, EvaluateConfig(max_tokens=4))
+    assert document_table(nats, stream).to_pydict()["n_tokens"] == [2, 2]
+
+
+def test_the_unigram_baseline_by_hand() -> None:
+    train, scored = stream_of([1, 1, 1, 2, 50_256]), stream_of([9, 1, 2, 3])
+    total = 5 + 50_257
+    expected = -(math.log(4 / total) + math.log(2 / total) + math.log(1 / total)) / 3
+    found = unigram_baseline(train, scored, 3)
+    assert found["unigram_loss"] == pytest.approx(expected)
+    assert found["unigram_perplexity"] == pytest.approx(math.exp(expected))
+
+
+@pytest.mark.parametrize(
+    ("decoding", "name"),
+    [
+        (DecodingConfig(temperature=0.0, top_k=5), "greedy"),
+        (DecodingConfig(temperature=0.7, top_k=50), "temperature 0.7, top-k 50"),
+        (DecodingConfig(temperature=1.0, top_p=0.9), "temperature 1, top-p 0.9"),
+    ],
+)
+def test_decodings_have_names(decoding: DecodingConfig, name: str) -> None:
+    assert decoding_name(decoding) == name
+
+
+def test_a_model_of_another_vocabulary_is_refused(
+    tiny_data: tuple[Store, Artifact], tiny: Callable[..., PipelineConfig]
+) -> None:
+    from gptmodel.artifacts import Request
+    from gptmodel.errors import ConfigError
+    from gptmodel.evaluation import evaluate
+    from gptmodel.weights import save_model
+
+    store, shards = tiny_data
+    small = GPT(replace(tiny().model, vocab_size=100))
+
+    def build(directory: object) -> dict[str, object]:
+        save_model(small, directory)  # type: ignore[arg-type]
+        return {}
+
+    weights, _ = store.produce(Request("weights", 1, {"vocabulary": "small"}), build)
+    with pytest.raises(ConfigError, match=r"ids up to 50,256 and the model knows 100 tokens"):
+        evaluate(store, weights, shards, EvaluateConfig())

@@ -1,0 +1,76 @@
+"""The command line as a user types it: exit codes, one line for each error, and what is printed."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+
+def gptflow(folder: Path, *words: str, text: str = "") -> subprocess.CompletedProcess[str]:
+    env = {**os.environ, "PREFECT_HOME": str(folder / ".prefect"), "GPTFLOW_STORE": str(folder / "store")}
+    env.pop("PREFECT_API_URL", None)
+    env.pop("MLFLOW_TRACKING_URI", None)
+    command = [sys.executable, "-m", "flows", *words]
+    return subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, input=text)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["run", "--set", "train.max_stepz=3"], "unknown setting train.max_stepz (did you mean max_steps?)"),
+        (["run", "--preset", "quikstart"], "no preset 'quikstart' (did you mean quickstart?)"),
+        (["run", "--config", "none.yaml"], "cannot read config file none.yaml"),
+        (["run", "--set", "model.n_head=5"], "n_embd 256 is not divisible by n_head 5"),
+        (["generate", "--temperature", "-1", "hello"], "temperature is -1.0"),
+        (["evaluate", "--nonsense"], "No such option"),
+    ],
+)
+def test_wrong_settings_end_with_2_before_anything_starts(tmp_path: Path, words: list[str], message: str) -> None:
+    done = gptflow(tmp_path, *words)
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "store").exists()
+
+
+def test_every_command_has_help(tmp_path: Path) -> None:
+    for command in ("run", "prepare", "pretrain", "evaluate", "import", "generate"):
+        done = gptflow(tmp_path, command, "--help")
+        assert done.returncode == 0
+        assert "Usage:" in done.stdout
+
+
+def test_a_model_that_is_not_there_is_one_line(tmp_path: Path) -> None:
+    done = gptflow(tmp_path, "generate", "hello")
+    assert done.returncode == 1
+    assert done.stderr.strip().splitlines()[-1].startswith("gptflow: no checkpoint in ")
+
+
+def test_pretrain_then_generate_in_a_fresh_folder(tmp_path: Path, tiny_sets: list[str]) -> None:
+    sets = [word for text in tiny_sets for word in ("--set", text)]
+    done = gptflow(tmp_path, "pretrain", "--preset", "smoke", "--json", *sets)
+    assert done.returncode == 0, done.stderr
+    told = json.loads(done.stdout)
+    assert told["model"]["summary"]["step"] == 12
+    assert (tmp_path / "mlflow.db").exists(), "plain `mlflow ui` in the folder shows the run"
+    name = told["model"]["fingerprint"][:8]
+    written = [
+        gptflow(tmp_path, "generate", "--model", name, "--temperature", "0", "--max-new-tokens", "5", "The mill")
+    ]
+    written.append(
+        gptflow(tmp_path, "generate", "--temperature", "0", "--max-new-tokens", "5", "--json", text="The mill")
+    )
+    assert [w.returncode for w in written] == [0, 0]
+    assert written[0].stdout.rstrip("\n") == "The mill" + json.loads(written[1].stdout)["text"]
+
+
+def test_an_error_in_a_step_is_one_line_at_the_end(tmp_path: Path) -> None:
+    done = gptflow(tmp_path, "prepare", "--set", "corpus.source.kind=files", "--set", "corpus.source.paths=['*.txt']")
+    assert done.returncode == 1
+    assert done.stderr.strip().splitlines()[-1].startswith("gptflow: no file matches '*.txt'")
+    assert "Traceback" not in done.stderr
