@@ -113,7 +113,7 @@ class CorpusConfig:
     cut_above_chars: int = 250_000
     """A document longer than this many characters is cut into several."""
     cut_to_chars: int = 10_000
-    """A cut falls at the first paragraph end after this many characters (else a line end, else a space)."""
+    """A cut falls after this many characters and at most twice as many: at a paragraph end, else a line end, a space."""
     errors: Literal["strict", "replace", "skip"] = "strict"
     """What to do with text that is not valid UTF-8: stop, put U+FFFD, or leave the document out. All are counted."""
 

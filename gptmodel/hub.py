@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -51,6 +52,8 @@ def hub_documents(config: SourceConfig, revision: str) -> Iterator[str | None]:
     from datasets import load_dataset
 
     folder = Path(config.dataset).expanduser()
+    # The library's cache knows a local file by its size and time, not by its bytes, and may hold other text.
+    fresh = tempfile.TemporaryDirectory(prefix="gptflow-datasets-") if folder.is_dir() else None
     try:
         rows: Any = load_dataset(
             str(folder) if folder.is_dir() else config.dataset,
@@ -58,6 +61,7 @@ def hub_documents(config: SourceConfig, revision: str) -> Iterator[str | None]:
             split=config.split,
             revision=revision or None,
             streaming=config.streaming,
+            cache_dir=fresh.name if fresh else None,
         )
         columns = rows.column_names or []
         if columns and config.text_column not in columns:
@@ -83,6 +87,9 @@ def hub_documents(config: SourceConfig, revision: str) -> Iterator[str | None]:
         return
     except Exception as error:
         raise _explained(error, config) from None
+    finally:
+        if fresh:
+            fresh.cleanup()
 
 
 def _explained(error: BaseException, config: SourceConfig) -> GptflowError:

@@ -26,19 +26,20 @@ GPT2_1558M = ModelConfig(n_layer=48, n_head=25, n_embd=1600)  # 1,557,611,200
 
 
 def quickstart() -> PipelineConfig:
-    """A small GPT on the embedded corpus: minutes on two processor cores."""
+    """A small GPT (11.5 M parameters) on the embedded corpus: minutes on two processor cores."""
     return PipelineConfig(
         name="quickstart",
-        model=ModelConfig(n_layer=4, n_head=4, n_embd=256, context_length=256),
+        model=ModelConfig(n_layer=4, n_head=6, n_embd=192, context_length=256),
         train=TrainConfig(
-            max_steps=400,
+            max_steps=350,
             batch_size=8,
             micro_batch_size=8,
-            optimizer=OptimizerConfig(learning_rate=2e-3, warmup_steps=40),
-            eval_every=100,
-            eval_tokens=32_768,
-            checkpoint_every=100,
+            optimizer=OptimizerConfig(learning_rate=3e-3, warmup_steps=30),
+            eval_every=50,
+            eval_tokens=16_384,
+            checkpoint_every=50,
         ),
+        evaluate=EvaluateConfig(max_tokens=65_536),
     )
 
 

@@ -20,5 +20,5 @@ def quiet_prefect() -> None:
     from prefect.logging.configuration import setup_logging
 
     setup_logging()
-    for handler in logging.getLogger("prefect").handlers:
+    for handler in logging.getLogger().handlers:  # where Prefect puts its console
         handler.addFilter(_Quiet())

@@ -242,3 +242,18 @@ def test_a_hub_that_fails_is_told_from_a_dataset_that_is_not_there(tmp_path: Pat
     assert (missing[0], "some/404" in missing[1]) == ("DataError", True)
     assert (busy[0], "some/503" in busy[1]) == ("NetworkError", True)
     assert len(busy[1].splitlines()) == 1
+
+
+def test_a_local_dataset_gives_its_bytes_of_today_even_with_an_old_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from gptmodel.hub import hub_documents
+
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    file = tmp_path / "data" / "train.jsonl"
+    file.parent.mkdir()
+    config = SourceConfig(kind="huggingface", dataset=str(file.parent))
+    for text in ("old", "new"):
+        file.write_text(f'{{"text": "{text}"}}\n')
+        os.utime(file, ns=(10**18, 10**18))
+        assert list(hub_documents(config, "")) == [text]
