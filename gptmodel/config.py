@@ -113,7 +113,7 @@ class CorpusConfig:
     cut_above_chars: int = 250_000
     """A document longer than this many characters is cut into several."""
     cut_to_chars: int = 10_000
-    """A cut falls after this many characters and at most twice as many: at a paragraph end, else a line end, a space."""
+    """A cut falls between this many characters and twice as many: at a paragraph end, else a line end, else a space."""
     errors: Literal["strict", "replace", "skip"] = "strict"
     """What to do with text that is not valid UTF-8: stop, put U+FFFD, or leave the document out. All are counted."""
 
@@ -376,7 +376,7 @@ class EvaluateConfig:
     batch_size: int = 8
     """Windows scored at once."""
     max_tokens: int = 0
-    """Score at most this many tokens; 0 is all."""
+    """Score about this many tokens, in windows spread evenly over the split; 0 is all."""
     prompts: tuple[str, ...] = ("The state of the Union is", "My fellow citizens,")
     """Continued by every decoding below."""
     decodings: tuple[DecodingConfig, ...] = (

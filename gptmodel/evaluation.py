@@ -10,8 +10,8 @@ from __future__ import annotations
 import json
 import logging
 import math
-from collections.abc import Callable
-from dataclasses import asdict
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,7 +33,6 @@ log = logging.getLogger(__name__)
 KIND = "evaluation"
 RECIPE_VERSION = 1
 Progress = Callable[[int, int, str], None]
-Floats = npt.NDArray[np.float64]
 
 
 def evaluate(
@@ -57,10 +56,10 @@ def evaluate(
 
         gpt = load_model(model).to(pick_device("auto")).eval()
         stream = _stream(gpt, shards, config)
-        nats = token_nats(gpt, stream, config, progress)
-        figures = {**_figures(nats, stream), **unigram_baseline(open_split(shards, "train"), stream, len(nats))}
+        scores = score_tokens(gpt, stream, config, progress)
+        figures = {**_figures(scores), **unigram_baseline(open_split(shards, "train"), scores.targets)}
         write_atomic(directory / "evaluation.json", json.dumps(figures, indent=2) + "\n")
-        pq.write_table(document_table(nats, stream), directory / "documents.parquet")
+        pq.write_table(document_table(scores, stream), directory / "documents.parquet")
         samples = draw_samples(gpt, config)
         lines = [json.dumps(sample, ensure_ascii=False) + "\n" for sample in samples]
         write_atomic(directory / "samples.jsonl", "".join(lines))
@@ -81,75 +80,87 @@ def _stream(model: GPT, shards: Artifact, config: EvaluateConfig) -> TokenStream
     return stream
 
 
-def token_nats(
-    model: GPT, stream: TokenStream, config: EvaluateConfig, progress: Progress | None = None
-) -> npt.NDArray[np.float32]:
-    """Loss in nats of stream tokens 1, 2, …, in order: [n_tokens - 1], or the first max_tokens of them. In float32."""
+@dataclass(frozen=True)
+class Scores:
+    """The scored tokens: `positions` in the stream, rising, the token at each, and its loss in `nats`."""
+
+    positions: npt.NDArray[np.int64]
+    targets: npt.NDArray[np.int64]
+    nats: npt.NDArray[np.float32]
+
+
+def score_tokens(model: GPT, stream: TokenStream, config: EvaluateConfig, progress: Progress | None = None) -> Scores:
+    """Losses of stream tokens 1, 2, … in float32; with max_tokens, of windows spread evenly over the stream."""
     import torch
 
-    context = model.config.context_length
-    total = stream.n_tokens - 1
-    if config.max_tokens:
-        total = min(total, config.max_tokens)
-    whole, found = total // context, []
-    starts = [range(i, min(i + config.batch_size, whole)) for i in range(0, whole, config.batch_size)]
+    context, end = model.config.context_length, stream.n_tokens - 1
+    starts = np.arange(0, end, context)
+    if config.max_tokens and len(starts) > (wanted := max(1, config.max_tokens // context)):
+        starts = starts[np.arange(wanted) * len(starts) // wanted]
+    spans = [(int(start), min(int(start) + context, end)) for start in starts]
+    targets, nats = [], []
     with torch.no_grad():
-        for rows in starts:
-            tokens = stream.slice(rows.start * context, rows.stop * context + 1).astype(np.int64)
-            n = len(rows)
-            found.append(_score(model, tokens[:-1].reshape(n, context), tokens[1:].reshape(n, context)))
+        for batch in _batches(spans, config.batch_size):
+            rows = np.stack([stream.slice(start, stop + 1).astype(np.int64) for start, stop in batch])
+            targets.append(rows[:, 1:].reshape(-1))
+            nats.append(_score(model, rows[:, :-1], rows[:, 1:]))
             if progress:
-                progress(rows.stop * context, total, "tokens")
-        if total % context:
-            tail = stream.slice(whole * context, total + 1).astype(np.int64)
-            found.append(_score(model, tail[None, :-1], tail[None, 1:]))
-    return np.concatenate(found)
+                progress(sum(map(len, nats)), sum(stop - start for start, stop in spans), "tokens")
+    positions = np.concatenate([np.arange(start + 1, stop + 1) for start, stop in spans])
+    return Scores(positions, np.concatenate(targets), np.concatenate(nats))
+
+
+def _batches(spans: list[tuple[int, int]], size: int) -> Iterator[list[tuple[int, int]]]:
+    """Spans of one length together; only the stream's last may be shorter."""
+    whole = [span for span in spans if span[1] - span[0] == spans[0][1] - spans[0][0]]
+    for start in range(0, len(whole), size):
+        yield whole[start : start + size]
+    if len(whole) < len(spans):
+        yield spans[-1:]
 
 
 def _score(model: GPT, ids: npt.NDArray[np.int64], targets: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
     import torch
 
     device = model.wte.weight.device
-    losses = model.token_losses(torch.from_numpy(ids).to(device), torch.from_numpy(targets).to(device))
+    losses = model.token_losses(torch.from_numpy(ids.copy()).to(device), torch.from_numpy(targets.copy()).to(device))
     result: npt.NDArray[np.float32] = losses.float().cpu().numpy().reshape(-1)
     return result
 
 
-def _figures(nats: npt.NDArray[np.float32], stream: TokenStream) -> dict[str, Any]:
-    targets = stream.slice(1, len(nats) + 1)
-    total, n_bytes = float(nats.sum(dtype=np.float64)), int(gpt2().byte_lengths[targets].sum())
-    loss = total / len(nats)
+def _figures(scores: Scores) -> dict[str, Any]:
+    total, n_bytes = float(scores.nats.sum(dtype=np.float64)), int(gpt2().byte_lengths[scores.targets].sum())
+    loss = total / len(scores.targets)
     return {
         "loss": loss,
         "perplexity": math.exp(min(loss, 700.0)),
         "bits_per_byte": total / math.log(2) / max(1, n_bytes),
-        "tokens": len(nats),
+        "tokens": len(scores.targets),
         "bytes": n_bytes,
     }
 
 
-def document_table(nats: npt.NDArray[np.float32], stream: TokenStream) -> pa.Table:
-    """Each scored document's tokens, text bytes, nats and mean loss. A document's end token is its own."""
+def document_table(scores: Scores, stream: TokenStream) -> pa.Table:
+    """Each document's scored tokens, their text bytes, nats and mean loss. A document's end token is its own."""
     index = stream.documents()
-    # Token t of the stream has its loss at t - 1; the stream's first token has none.
-    starts = np.maximum(index.starts - 1, 0)
-    inside = starts < len(nats)
-    starts = starts[inside]
-    lengths = gpt2().byte_lengths[stream.slice(1, len(nats) + 1)]
-    sums: Floats = np.add.reduceat(nats.astype(np.float64), starts)
-    counts = np.diff(np.append(starts, len(nats)))
+    owner = np.searchsorted(index.starts, scores.positions, side="right") - 1
+    lengths = gpt2().byte_lengths[scores.targets]
+    n = len(index.ids)
+    counts = np.bincount(owner, minlength=n)
+    scored = counts > 0
+    nats = np.bincount(owner, scores.nats.astype(np.float64), minlength=n)[scored]
     return pa.table(
         {
-            "document": pa.array(np.array(index.ids, dtype=object)[inside].tolist(), pa.string()),
-            "n_tokens": counts,
-            "n_bytes": np.add.reduceat(lengths, starts),
-            "nats": sums,
-            "loss": sums / counts,
+            "document": pa.array([d for d, s in zip(index.ids, scored, strict=True) if s], pa.string()),
+            "n_tokens": counts[scored],
+            "n_bytes": np.bincount(owner, lengths, minlength=n)[scored].astype(np.int64),
+            "nats": nats,
+            "loss": nats / counts[scored],
         }
     )
 
 
-def unigram_baseline(train: TokenStream, scored: TokenStream, n_tokens: int) -> dict[str, float]:
+def unigram_baseline(train: TokenStream, targets: npt.NDArray[np.int64]) -> dict[str, float]:
     """Loss of guessing each token by its share of the training tokens, with one added to every count.
 
     What a model must beat before it has learned anything about order.
@@ -160,8 +171,7 @@ def unigram_baseline(train: TokenStream, scored: TokenStream, n_tokens: int) -> 
     for start in range(0, train.n_tokens, step):
         part = train.slice(start, min(start + step, train.n_tokens))
         counts += np.bincount(part, minlength=vocab_size)
-    log_probs = np.log(counts / counts.sum())
-    loss = float(-log_probs[scored.slice(1, n_tokens + 1)].mean())
+    loss = float(-np.log(counts / counts.sum())[targets].mean())
     return {"unigram_loss": loss, "unigram_perplexity": math.exp(loss)}
 
 

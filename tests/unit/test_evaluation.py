@@ -13,7 +13,7 @@ import torch
 
 from gptmodel.artifacts import Artifact, Store
 from gptmodel.config import DecodingConfig, EvaluateConfig, ModelConfig, PipelineConfig
-from gptmodel.evaluation import decoding_name, document_table, token_nats, unigram_baseline
+from gptmodel.evaluation import Scores, decoding_name, document_table, score_tokens, unigram_baseline
 from gptmodel.model import GPT
 from gptmodel.tokenizer import gpt2
 from gptmodel.tokenstream import Shard, TokenStream, open_split
@@ -40,7 +40,7 @@ def model() -> GPT:
 
 def test_each_token_is_scored_once_with_the_context_before_it(model: GPT) -> None:
     tokens = [int(t) for t in torch.randint(50_257, (21,), generator=torch.Generator().manual_seed(0))]
-    nats = token_nats(model, stream_of(tokens), EvaluateConfig(batch_size=2))
+    scores = score_tokens(model, stream_of(tokens), EvaluateConfig(batch_size=2))
     by_hand = []
     for start in range(0, 20, 8):  # windows of 8, and a short one at the end
         window = tokens[start : start + 9]
@@ -48,20 +48,26 @@ def test_each_token_is_scored_once_with_the_context_before_it(model: GPT) -> Non
             logits = model(torch.tensor([window[:-1]]))
         log_probs = torch.log_softmax(logits[0].float(), -1)
         by_hand += [-float(log_probs[i, target]) for i, target in enumerate(window[1:])]
-    assert nats.tolist() == pytest.approx(by_hand, abs=1e-5)
+    assert scores.positions.tolist() == list(range(1, 21))
+    assert scores.targets.tolist() == tokens[1:]
+    assert scores.nats.tolist() == pytest.approx(by_hand, abs=1e-5)
 
 
 def test_the_batch_size_changes_nothing(model: GPT, tiny_data: tuple[Store, Artifact]) -> None:
     stream = open_split(tiny_data[1], "validation")
-    one, seven = (token_nats(model, stream, EvaluateConfig(batch_size=n, max_tokens=500)) for n in (1, 7))
-    assert len(one) == 500
-    np.testing.assert_allclose(one, seven, atol=1e-5)
+    one, seven = (score_tokens(model, stream, EvaluateConfig(batch_size=n, max_tokens=500)) for n in (1, 7))
+    np.testing.assert_allclose(one.nats, seven.nats, atol=1e-5)
+    assert len(one.nats) == 62 * 8
+    windows = (one.positions.reshape(62, 8)[:, 0] - 1) // 8
+    assert windows[0] == 0
+    assert set(np.diff(windows)) <= {stream.n_tokens // 8 // 62, stream.n_tokens // 8 // 62 + 1}
 
 
 def test_documents_share_the_total_out(model: GPT) -> None:
     stream = stream_of([5, 6, 50_256], [7, 8, 9, 50_256], [10, 50_256])
-    nats = token_nats(model, stream, EvaluateConfig())
-    table = document_table(nats, stream).to_pydict()
+    scores = score_tokens(model, stream, EvaluateConfig())
+    nats = scores.nats
+    table = document_table(scores, stream).to_pydict()
     assert table["document"] == ["d0", "d1", "d2"]
     assert table["n_tokens"] == [2, 4, 2], "the stream's first token is not predicted; every end token is"
     assert table["nats"] == pytest.approx([nats[:2].sum(), nats[2:6].sum(), nats[6:].sum()])
@@ -69,17 +75,20 @@ def test_documents_share_the_total_out(model: GPT) -> None:
     assert table["n_bytes"] == [lengths[6], lengths[7] + lengths[8] + lengths[9], lengths[10]]
 
 
-def test_documents_beyond_the_scored_tokens_are_left_out(model: GPT) -> None:
+def test_documents_without_a_scored_token_are_left_out() -> None:
     stream = stream_of([5, 6, 50_256], [7, 8, 9, 50_256], [10, 50_256])
-    nats = token_nats(model, stream, EvaluateConfig(max_tokens=4))
-    assert document_table(nats, stream).to_pydict()["n_tokens"] == [2, 2]
+    scores = Scores(
+        np.array([1, 2, 7, 8]), np.array([6, 50_256, 10, 50_256]), np.array([1.0, 2.0, 3.0, 4.0], np.float32)
+    )
+    table = document_table(scores, stream).to_pydict()
+    assert (table["document"], table["n_tokens"], table["nats"]) == (["d0", "d2"], [2, 2], [3.0, 7.0])
 
 
 def test_the_unigram_baseline_by_hand() -> None:
-    train, scored = stream_of([1, 1, 1, 2, 50_256]), stream_of([9, 1, 2, 3])
+    train = stream_of([1, 1, 1, 2, 50_256])
     total = 5 + 50_257
     expected = -(math.log(4 / total) + math.log(2 / total) + math.log(1 / total)) / 3
-    found = unigram_baseline(train, scored, 3)
+    found = unigram_baseline(train, np.array([1, 2, 3]))
     assert found["unigram_loss"] == pytest.approx(expected)
     assert found["unigram_perplexity"] == pytest.approx(math.exp(expected))
 

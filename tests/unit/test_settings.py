@@ -43,7 +43,7 @@ def test_all_problems_are_told_at_once_with_the_nearest_name() -> None:
     text = "\n".join(told.value.problems)
     assert "unknown setting train.max_stepz (did you mean max_steps?)" in text
     assert "unknown setting trian (did you mean train?)" in text
-    assert "n_embd 256 is not divisible by n_head 5" in text
+    assert "n_embd 192 is not divisible by n_head 5" in text
     assert "dropout is 2.0" in text
 
 

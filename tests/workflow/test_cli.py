@@ -25,7 +25,7 @@ def gptflow(folder: Path, *words: str, text: str = "") -> subprocess.CompletedPr
         (["run", "--set", "train.max_stepz=3"], "unknown setting train.max_stepz (did you mean max_steps?)"),
         (["run", "--preset", "quikstart"], "no preset 'quikstart' (did you mean quickstart?)"),
         (["run", "--config", "none.yaml"], "cannot read config file none.yaml"),
-        (["run", "--set", "model.n_head=5"], "n_embd 256 is not divisible by n_head 5"),
+        (["run", "--set", "model.n_head=5"], "n_embd 192 is not divisible by n_head 5"),
         (["generate", "--temperature", "-1", "hello"], "temperature is -1.0"),
         (["evaluate", "--nonsense"], "No such option"),
     ],
