@@ -54,26 +54,29 @@ def show_link(key: str, url: str, text: str) -> None:
 
 @contextmanager
 def progress(what: str) -> Iterator[Update]:
-    """A bar on a terminal, and a progress artifact in the pages. Call the result with (done, total, unit)."""
-    artifact = cast(UUID | None, _try(lambda: create_progress_artifact(0.0, description=what)))
+    """A bar on a terminal, and a progress artifact in the pages, from the first call of the result on.
+
+    Call it with (done, total, unit); a total of 0 is unknown.
+    """
+    artifact: UUID | None = None
     shown = 0.0
-    with _bar(what) as bar:
+    with _bar() as bar:
         number = bar.add_task(what, total=None)
 
         def update(done: int, total: int, unit: str) -> None:
-            nonlocal shown
+            nonlocal artifact, shown
             bar.update(number, completed=done, total=total or None, description=f"{what} ({unit})")
             percent = min(100.0, 100.0 * done / total) if total else 0.0
-            if artifact and percent - shown >= _STEP_PERCENT:
+            if artifact is None:
+                artifact = cast(UUID | None, _try(lambda: create_progress_artifact(percent, description=what)))
+            elif percent - shown >= _STEP_PERCENT or percent == 100.0:
                 shown = percent
                 _try(lambda: update_progress_artifact(artifact, percent))
 
         yield update
-    if artifact:
-        _try(lambda: update_progress_artifact(artifact, 100.0))
 
 
-def _bar(what: str) -> Progress:
+def _bar() -> Progress:
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     return Progress(*columns, console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty())
 

@@ -24,10 +24,9 @@ from gptmodel.artifacts import MANIFEST, Artifact
 from gptmodel.config import DecodingConfig
 from gptmodel.metrics_log import read_lines
 from gptmodel.plots import loss_figure, optimizer_figure
-from tasks.tracking import FINGERPRINT_TAG, client, set_tags
+from tasks.tracking import COMPLETE_TAG, FINGERPRINT_TAG, client, mark_complete, set_tags
 
 log = logging.getLogger(__name__)
-LOGGED_TAG = "gptflow.logged"
 _REQUIREMENTS = ("torch", "numpy", "pandas", "pyarrow", "tiktoken", "safetensors", "pydantic", "pyyaml", "regex")
 
 
@@ -37,7 +36,7 @@ def record_model(run_id: str, model: Artifact, chain: list[Artifact], metrics_fi
     `chain` is what it was made from; the manifests of all go along.
     """
     run = client().get_run(run_id)
-    if run.data.tags.get(LOGGED_TAG) == model.digest:
+    if run.data.tags.get(COMPLETE_TAG):
         return run.data.tags.get("gptflow.registered", "")
     for artifact in (*chain, model):
         client().log_artifact(run_id, str(artifact.path / MANIFEST), f"lineage/{artifact.kind}-{artifact.path.name}")
@@ -47,7 +46,7 @@ def record_model(run_id: str, model: Artifact, chain: list[Artifact], metrics_fi
         client().log_figure(run_id, optimizer_figure(lines), "plots/optimizer.png")
         _log_samples(run_id, lines)
     registered = _register(run_id, model, name)
-    set_tags(run_id, {"gptflow.model": model.digest, "gptflow.registered": registered, LOGGED_TAG: model.digest})
+    mark_complete(run_id, {"gptflow.model": model.digest, "gptflow.registered": registered})
     return registered
 
 

@@ -32,6 +32,7 @@ from tasks.tail import Lines, Tail
 
 log = logging.getLogger(__name__)
 FINGERPRINT_TAG = "gptflow.fingerprint"
+COMPLETE_TAG = "gptflow.complete"
 _BATCH = 1_000  # the most metrics that one request may carry
 _SEND_SECONDS = 2.0
 _PARAM_CHARS = 6_000
@@ -132,7 +133,8 @@ def find_or_create_run(card: Card) -> str:
     """The one run of this fingerprint, running: retries and resumes go on in it."""
     mlflow = client()
     if run_id := find_run(card.fingerprint):
-        mlflow.update_run(run_id, status="RUNNING")
+        if mlflow.get_run(run_id).info.status != "RUNNING":
+            mlflow.update_run(run_id, status="RUNNING")
         return run_id
     experiment = mlflow.get_experiment_by_name(card.experiment)
     experiment_id = experiment.experiment_id if experiment else mlflow.create_experiment(card.experiment)
@@ -220,7 +222,7 @@ def _metrics_of(line: dict[str, Any]) -> list[Metric]:
     against_tokens = [name for name in values if name.endswith(("/loss", "/perplexity"))]
     return [
         *(Metric(name, value, time, line["step"]) for name, value in values.items()),
-        *(Metric(f"by_tokens/{name}", values[name], time, line["tokens"]) for name in against_tokens),
+        *(Metric(f"vs_tokens/{name}", values[name], time, line["tokens"]) for name in against_tokens),
     ]
 
 
@@ -248,11 +250,19 @@ def followed(card: Card, metrics_file: Path) -> Iterator[Feed]:
 
 def catch_up(card: Card, metrics_file: Path) -> str:
     """Send what the run's log holds and MLflow lacks. Returns the run id, or an empty string if out of reach."""
+    with bounded("the log"):
+        if (run_id := find_run(card.fingerprint)) and client().get_run(run_id).data.tags.get(COMPLETE_TAG):
+            return run_id  # nothing to send, and its end stays as it was
     feed = Feed(card)
     feed.offer(list(read_lines(metrics_file)))
     if feed.complete:
         feed.end("FINISHED")
     return feed.run_id
+
+
+def mark_complete(run_id: str, tags: dict[str, str]) -> None:
+    """Note that a run holds all it will; later steps leave it alone."""
+    set_tags(run_id, {**tags, COMPLETE_TAG: "true"})
 
 
 @contextmanager

@@ -57,9 +57,9 @@ def test_the_chain_is_bound_by_digests(made: tuple[dict[str, Artifact], Any]) ->
 def test_every_step_is_in_mlflow_once(run: Any) -> None:
     history = MlflowClient().get_metric_history(run.info.run_id, "train/loss")
     assert [point.step for point in history] == list(range(1, 13))
-    by_tokens = MlflowClient().get_metric_history(run.info.run_id, "by_tokens/train/loss")
-    assert [point.step for point in by_tokens] == [step * 4 * 32 for step in range(1, 13)]
-    assert [point.value for point in by_tokens] == [point.value for point in history]
+    vs_tokens = MlflowClient().get_metric_history(run.info.run_id, "vs_tokens/train/loss")
+    assert [point.step for point in vs_tokens] == [step * 4 * 32 for step in range(1, 13)]
+    assert [point.value for point in vs_tokens] == [point.value for point in history]
     validation = MlflowClient().get_metric_history(run.info.run_id, "validation/perplexity")
     assert [point.step for point in validation] == [0, 6, 12]
     wanted = {"train/perplexity", "train/bits_per_byte", "train/learning_rate", "train/grad_norm", "train/tokens"}
@@ -152,6 +152,7 @@ def test_a_second_run_reuses_everything_and_logs_nothing_twice(
     client = MlflowClient()
     assert len(client.get_metric_history(run.info.run_id, "train/loss")) == 12
     assert len(client.get_metric_history(run.info.run_id, "evaluation/validation/loss")) == 1
+    assert client.get_run(run.info.run_id).info.end_time == run.info.end_time
     assert len(client.search_model_versions("name = 'tiny'")) == 1
 
 

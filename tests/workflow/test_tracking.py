@@ -63,7 +63,7 @@ def test_lines_offered_twice_are_sent_once(workplace: Path) -> None:
     another.offer(lines(1, 2, 3, 4, 5))
     assert another.run_id == feed.run_id
     assert steps_of(feed.run_id) == [1, 2, 3, 4, 5]
-    assert steps_of(feed.run_id, "by_tokens/train/loss") == [10, 20, 30, 40, 50]
+    assert steps_of(feed.run_id, "vs_tokens/train/loss") == [10, 20, 30, 40, 50]
 
 
 def test_a_call_that_timed_out_after_it_was_carried_out_is_not_repeated(
