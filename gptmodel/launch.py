@@ -8,6 +8,7 @@ and take seconds to start.
 from __future__ import annotations
 
 import json
+import logging
 import os
 import signal
 import subprocess
@@ -22,6 +23,7 @@ import gptmodel
 from gptmodel import errors
 from gptmodel.errors import ChildDiedError, GptflowError, Interrupted
 
+log = logging.getLogger(__name__)
 ERROR_FILE = "error.json"
 _STOP_SECONDS = 120.0  # a step and a checkpoint must fit in
 _ALLOCATOR = {
@@ -87,7 +89,10 @@ def _pump(stdout: IO[str], on_line: Callable[[str], None], last: list[str]) -> N
     for line in stdout:
         text = line.rstrip()
         last[:] = [*last[-4:], text]
-        on_line(text)
+        try:
+            on_line(text)
+        except Exception:  # a listener that fails must not leave the pipe full and the child stuck
+            log.exception("not passed on: %s", text)
 
 
 @contextmanager

@@ -49,6 +49,8 @@ def git_state() -> tuple[str, bool]:
         return done.stdout.strip() if done.returncode == 0 else ""
 
     try:
+        if not git("ls-files", Path(__file__).name):  # installed inside somebody else's checkout
+            return "", False
         commit = git("rev-parse", "HEAD")
         return commit, bool(commit) and bool(git("status", "--porcelain", "--untracked-files=no"))
     except (OSError, subprocess.TimeoutExpired):

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 from prefect import task
 
-from gptmodel.artifacts import Artifact, open_store
-from gptmodel.errors import ArtifactError
+from gptmodel.artifacts import MANIFEST, Artifact, find_model, open_store
 from tasks.policy import STEP
 from tasks.steps import figures_of, report
 from tasks.tracking import bounded, weights_run
@@ -18,10 +20,8 @@ def import_pretrained(source: str, revision: str = "", name: str = "", wait: boo
     from tasks.recording import record_model
 
     store = open_store()
-    try:
-        return store.resolve(source)
-    except ArtifactError:
-        pass  # not of the store: a directory or a repo id
+    if re.fullmatch(r"(checkpoint|weights)/[0-9a-f]{4,64}", source) or (Path(source) / MANIFEST).exists():
+        return find_model(store, source)
     artifact, reused = import_weights(store, source, revision=revision, wait=wait)
     with bounded("the weights"):
         registered = name or source.rstrip("/").rsplit("/", 1)[-1]

@@ -216,3 +216,38 @@ def test_what_a_person_must_fix_is_not_retried(workplace: Path, tiny_sets: list[
 
     (task_run,) = asyncio.run(task_runs())
     assert task_run.run_count == 1
+
+
+def test_the_pipeline_starts_from_imported_weights(workplace: Path, tiny_sets: list[str], tmp_path: Path) -> None:
+    """A Hugging Face directory in, its loss before the first step, and its digest in the lineage."""
+    import torch
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    from flows.pipeline import pipeline
+    from gptmodel.artifacts import Store
+    from gptmodel.config import EvaluateConfig
+    from gptmodel.evaluation import score_tokens
+    from gptmodel.tokenstream import open_split
+    from gptmodel.weights import load_model
+
+    torch.manual_seed(5)
+    shape = GPT2Config(n_layer=2, n_head=2, n_embd=24, n_positions=48, initializer_range=0.1)
+    GPT2LMHeadModel(shape).save_pretrained(tmp_path / "theirs")
+    _, merged = merge_layers("smoke", None, [*tiny_sets, "name=started", f"init_from={tmp_path / 'theirs'}"])
+    made = pipeline(
+        preset="smoke",
+        overrides=PipelineOverrides.model_validate(merged | {"train": {**merged["train"], "eval_tokens": 0}}),
+    )
+    weights = next(a for a in Store(workplace / "store").artifacts() if a.kind == "weights")
+    assert [ref.digest for ref in made["model"].request.inputs] == [made["shards"].digest, weights.digest]
+    assert made["model"].request.config["model"]["n_embd"] == 24
+    experiment = MlflowClient().get_experiment_by_name("started")
+    assert experiment is not None
+    (run,) = MlflowClient().search_runs([experiment.experiment_id])
+    assert run.data.params["init_from"] == weights.label
+    before = MlflowClient().get_metric_history(run.info.run_id, "validation/loss")[0]
+    scores = score_tokens(load_model(weights), open_split(made["shards"], "validation"), EvaluateConfig())
+    whole = len(scores.nats) // 48 * 48
+    assert before.step == 0
+    assert before.value == pytest.approx(float(scores.nats[:whole].mean()), abs=1e-4)
+    assert len(MlflowClient().search_model_versions("name = 'theirs'")) == 1

@@ -229,3 +229,13 @@ def test_a_run_of_changed_shards_is_another_run(data: tuple[Store, Artifact], ti
     (shards.path / name).write_bytes(damaged)
     with pytest.raises(ArtifactError, match=rf"{name} is damaged"):
         pretrain(store, training, on_line=lambda _: None)
+
+
+@pytest.mark.slow
+def test_a_compiled_model_follows_the_same_curve(data: tuple[Store, Artifact], tiny: Tiny) -> None:
+    store, shards = data
+    plain = plan_training(store, tiny("model.dropout=0"), shards)
+    pretrain(store, plain, on_line=lambda _: None)
+    compiled = plan_training(store, tiny("model.dropout=0", "train.compile=true"), shards)
+    pretrain(store, compiled, on_line=lambda _: None)
+    assert _losses(compiled) == pytest.approx(_losses(plain), abs=1e-4)
