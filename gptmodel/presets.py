@@ -31,10 +31,10 @@ def quickstart() -> PipelineConfig:
         name="quickstart",
         model=ModelConfig(n_layer=4, n_head=6, n_embd=192, context_length=256),
         train=TrainConfig(
-            max_steps=350,
+            max_steps=300,
             batch_size=8,
             micro_batch_size=8,
-            optimizer=OptimizerConfig(learning_rate=3e-3, warmup_steps=30),
+            optimizer=OptimizerConfig(learning_rate=1.5e-3, warmup_steps=30),
             eval_every=50,
             eval_tokens=16_384,
             checkpoint_every=50,
