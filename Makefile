@@ -9,7 +9,7 @@ BIN := .venv/bin
 PYTEST := $(BIN)/pytest
 
 .PHONY: help setup pipeline up down status test test-unit test-slow test-gpu lint format types package check lock \
-	screenshots clean
+	chaos screenshots clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' Makefile | sort | sed -E 's/:.*## /\t/' | while IFS=$$'\t' read -r name text; do \
@@ -31,7 +31,7 @@ status: setup ## how they are
 	@$(BIN)/python -m tasks.services status || true
 
 test: setup ## all tests but the slow ones and those that need a GPU
-	@$(PYTEST) -m "not slow and not gpu"
+	@$(PYTEST) -n 2 --dist loadfile -m "not slow and not gpu"
 
 test-unit: setup ## those that need no server: seconds
 	@$(PYTEST) -m "not slow and not gpu" tests/unit
@@ -41,6 +41,11 @@ test-slow: setup ## those that take minutes each
 
 test-gpu: setup ## those that need a CUDA device
 	@$(PYTEST) -m gpu
+
+N ?= 20
+SEED ?= 1
+chaos: setup ## N kills at random moments of small pipelines; what they made is compared with an undisturbed one
+	@$(BIN)/python tests/chaos.py --kills $(N) --seed $(SEED)
 
 lint: setup ## style and formatting
 	@$(BIN)/ruff check .

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -115,6 +116,15 @@ def import_(source: str, revision: str, name: str, wait: bool, as_json: bool) ->
 
 
 @cli.command()
+@click.option("--json", "as_json", is_flag=True, help="Print the result as one JSON object.")
+def sync(as_json: bool) -> None:
+    """Send to MLflow what it missed while it was out of reach: each step, picture and model once."""
+    from flows.terminal import sync as send
+
+    send(as_json=as_json)
+
+
+@cli.command()
 @click.argument("prompt", required=False)
 @click.option("--model", default="", help="Checkpoint or weights of the store; left out, the newest checkpoint.")
 @click.option("--max-new-tokens", type=int, help="Stop after this many tokens.")
@@ -162,8 +172,20 @@ def _show(artifacts: dict[str, Artifact], as_json: bool) -> None:
         show(artifacts)
 
 
+def _stop(signum: int, _frame: object) -> None:
+    # Prefect turns the signal into an exception of its own first, reports the run, and sends it again to this one.
+    raise SystemExit(128 + signum)
+
+
+def _say_stopped(signum: int) -> int:
+    name = signal.Signals(signum).name
+    click.echo(f"gptflow: stopped by {name}; what is done is kept. Run the same command to go on", err=True)
+    return 128 + signum
+
+
 def main() -> None:
-    """Entry point: one line for each error, exit code 1 for a failure and 2 for a wrong setting."""
+    """Entry point: one line for each error; exit code 1 for a failure, 2 for a wrong setting, 128 + n for signal n."""
+    signal.signal(signal.SIGTERM, _stop)
     if "generate" not in sys.argv[1:2]:
         _prepare_environment()
     logging.getLogger("gptmodel").setLevel(logging.INFO)
@@ -172,8 +194,10 @@ def main() -> None:
     except click.ClickException as error:
         error.show()
         sys.exit(2)
-    except click.exceptions.Abort:
-        sys.exit(130)
+    except (click.exceptions.Abort, KeyboardInterrupt):
+        sys.exit(_say_stopped(signal.SIGINT))
+    except SystemExit as end:
+        sys.exit(_say_stopped(signal.SIGTERM) if end.code == 128 + signal.SIGTERM else end.code)
     except ConfigError as error:
         for problem in error.problems:
             click.echo(f"gptflow: {problem}", err=True)
@@ -181,8 +205,6 @@ def main() -> None:
     except GptflowError as error:
         click.echo(f"gptflow: {error}", err=True)
         sys.exit(error.exit_code)
-    except KeyboardInterrupt:
-        sys.exit(130)
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+from dataclasses import asdict
 from typing import Any
 
 from rich.console import Console
@@ -13,6 +14,7 @@ from rich.table import Table
 
 from gptmodel.artifacts import Artifact, find_model, open_store
 from gptmodel.config import DecodingConfig
+from gptmodel.errors import TrackingError
 
 _FIGURES = {
     "corpus": ("documents", "train_documents", "validation_documents", "empty_dropped", "duplicates_dropped"),
@@ -66,6 +68,25 @@ def _number(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:,.4f}" if abs(value) < 100 else f"{value:,.1f}"
     return f"{value:,}" if isinstance(value, int) else str(value)
+
+
+def sync(*, as_json: bool) -> None:
+    """Bring MLflow up to date with the store and say what was sent. TrackingError if something could not be."""
+    from tasks.syncing import sync_store
+
+    found = []
+    for outcome in sync_store(open_store()):
+        found.append(outcome)
+        if not as_json:
+            points = f", {outcome.points:,} points" if outcome.points else ""
+            print(f"{outcome.label}: {outcome.what}{points}" + (f" ({outcome.detail})" if outcome.detail else ""))
+    if as_json:
+        print(json.dumps({"outcomes": [asdict(outcome) for outcome in found]}, ensure_ascii=False))
+    elif not found:
+        print("nothing in the store that MLflow should know")
+    if failed := [outcome for outcome in found if outcome.what == "failed"]:
+        uri = os.environ.get("MLFLOW_TRACKING_URI", "MLflow")
+        raise TrackingError(f"{uri} did not take {failed[-1].label} ({failed[-1].detail}); run `gptflow sync` again")
 
 
 def write(prompt: str, model: str, decoding: DecodingConfig, *, as_json: bool) -> None:

@@ -23,10 +23,12 @@ from typing import Any
 from gptmodel.errors import ArtifactError, ConfigError
 from gptmodel.locks import exclusive
 from gptmodel.provenance import provenance
+from gptmodel.space import require, storage_errors, used_bytes
 
 log = logging.getLogger(__name__)
 MANIFEST = "manifest.json"
 SCRATCH = ".work"  # of a directory being built: what a restart needs and readers never see
+_SEAL = "seal"
 _NAME_CHARS = 16
 _HASH_CHUNK = 1 << 22
 
@@ -157,7 +159,7 @@ class Artifact:
         _check_size(self.label, path, entry)
         key = (str(path), entry.sha256, path.stat().st_mtime_ns)
         if key not in _hashed:
-            found = sha256_file(path)
+            found = _read_whole(self.label, path)
             if found != entry.sha256:
                 raise ArtifactError(
                     f"{self.label}: {name} is damaged: sha256 is {found[:16]}…, expected {entry.sha256[:16]}…; "
@@ -165,6 +167,12 @@ class Artifact:
                 )
             _hashed.add(key)
         return path
+
+    def verify(self) -> Artifact:
+        """Check every file as `file` does; for an artifact that no later step reads."""
+        for entry in self.files:
+            self.file(entry.name)
+        return self
 
     def names(self, suffix: str = "", prefix: str = "") -> list[str]:
         """Sorted names of the files that begin and end so."""
@@ -175,14 +183,19 @@ _hashed: set[tuple[str, str, int]] = set()  # files whose hash this process has 
 
 
 def _check_size(label: str, path: Path, entry: FileEntry) -> None:
+    remedy = f"remove {path.parents[len(PurePosixPath(entry.name).parts) - 1]} and run the step again"
     if not path.is_file():
-        raise ArtifactError(f"{label}: {entry.name} is missing; remove {path.parent} and run the step again")
+        raise ArtifactError(f"{label}: {entry.name} is missing; {remedy}")
     found = path.stat().st_size
     if found != entry.bytes:
-        raise ArtifactError(
-            f"{label}: {entry.name} is damaged: {found:,} bytes, expected {entry.bytes:,}; "
-            f"remove {path.parent} and run the step again"
-        )
+        raise ArtifactError(f"{label}: {entry.name} is damaged: {found:,} bytes, expected {entry.bytes:,}; {remedy}")
+
+
+def _read_whole(label: str, path: Path) -> str:
+    try:
+        return sha256_file(path)
+    except OSError as error:
+        raise ArtifactError(f"{label}: {path} cannot be read: {error.strerror}") from None
 
 
 def load_artifact(path: Path) -> Artifact:
@@ -193,12 +206,16 @@ def load_artifact(path: Path) -> Artifact:
         request = Request(raw["kind"], raw["recipe_version"], raw["config"], tuple(Ref(**ref) for ref in raw["inputs"]))
         files = tuple(FileEntry(**entry) for entry in raw["files"])
         artifact = Artifact(path, request, files, raw["summary"], raw["provenance"])
-        stated = (raw["fingerprint"], raw["digest"])
+        stated = (raw["fingerprint"], raw["digest"], raw.get(_SEAL, _seal(raw)))  # older manifests have no seal
+        if unknown := raw.keys() - {*_manifest(artifact), _SEAL}:
+            raise ValueError(f"it has an entry {min(unknown)!r}")
     except FileNotFoundError:
         raise ArtifactError(f"no artifact at {path}: it has no {MANIFEST}") from None
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except OSError as error:
+        raise ArtifactError(f"{manifest} cannot be read: {error.strerror}") from None
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ArtifactError(f"{manifest} is damaged ({error}); remove {path} and run the step again") from None
-    if stated != (artifact.fingerprint, artifact.digest):
+    if stated != (artifact.fingerprint, artifact.digest, _seal(raw)):
         raise ArtifactError(f"{manifest} does not agree with itself; remove {path} and run the step again")
     for entry in files:
         if PurePosixPath(entry.name).is_absolute() or ".." in PurePosixPath(entry.name).parts:
@@ -221,6 +238,10 @@ class Store:
         final = self.path_of(request)
         return final.with_name(f".building-{final.name}")
 
+    def lock_path(self, request: Request) -> Path:
+        final = self.path_of(request)
+        return final.with_name(f".{final.name}.lock")
+
     def find(self, request: Request) -> Artifact | None:
         """The answer to this request if it is already there; ArtifactError if it is there and damaged."""
         path = self.path_of(request)
@@ -229,28 +250,39 @@ class Store:
         return load_artifact(path)
 
     def produce(
-        self, request: Request, build: Callable[[Path], dict[str, Any]], *, wait: bool = False
+        self, request: Request, build: Callable[[Path], dict[str, Any]], *, wait: bool = False, needed: int = 0
     ) -> tuple[Artifact, bool]:
         """Return (artifact, reused): the one that is there, or the one that `build(directory)` makes.
 
         `build` fills the directory and returns the summary figures. What it leaves in the directory's `.work` is
         scratch: it survives a failure and is dropped on publication. One process builds a request at a time; another
-        gets LockHeldError, or waits if `wait`.
+        gets LockHeldError, or waits if `wait`. StorageError if the disk has not `needed` bytes free, less what an
+        earlier attempt left, or cannot be written to; nothing is published then.
         """
         if (found := self.find(request)) is not None:
             return found, True
-        building = self.building_path(request)
-        building.parent.mkdir(parents=True, exist_ok=True)
-        lock = building.with_name(f".{building.name.removeprefix('.building-')}.lock")
-        with exclusive(lock, f"{request.kind} {request.fingerprint[:_NAME_CHARS]}", wait=wait):
-            if (found := self.find(request)) is not None:
-                return found, True
-            building.mkdir(exist_ok=True)
-            started = provenance()
-            summary = build(building)
-            return self._publish(request, building, summary, started), False
+        building, what = self.building_path(request), f"{request.kind} {request.fingerprint[:_NAME_CHARS]}"
+        with storage_errors(what, self.root, needed):
+            require(0, self.root, what)
+            building.parent.mkdir(parents=True, exist_ok=True)
+            with exclusive(self.lock_path(request), what, wait=wait) as hold:
+                if (found := self.find(request)) is not None:
+                    return found, True
+                require(needed - used_bytes(building), self.root, what)
+                building.mkdir(exist_ok=True)
+                started = provenance()
+                summary = build(building)
+                return self._publish(request, building, summary, started, hold.check), False
 
-    def _publish(self, request: Request, building: Path, summary: dict[str, Any], started: dict[str, Any]) -> Artifact:
+    def _publish(
+        self,
+        request: Request,
+        building: Path,
+        summary: dict[str, Any],
+        started: dict[str, Any],
+        guard: Callable[[], None],
+    ) -> Artifact:
+        guard()
         paths = sorted(p for p in building.rglob("*") if p.is_file() and not _is_scratch(p.relative_to(building)))
         if not paths:
             raise ArtifactError(f"{request.kind}: the step made no file")
@@ -259,7 +291,8 @@ class Store:
             fsync_path(path)
         final = self.path_of(request)
         artifact = Artifact(final, request, files, summary, {**started, "finished": provenance()["started"]})
-        write_atomic(building / MANIFEST, json.dumps(_manifest(artifact), indent=2, ensure_ascii=False) + "\n")
+        write_atomic(building / MANIFEST, _manifest_text(artifact))
+        guard()  # again: hashing took its time
         if final.exists():  # without a manifest, or `find` would have returned it
             aside = final.with_name(f".without-manifest-{final.name}-{time.time_ns()}")
             os.replace(final, aside)
@@ -328,6 +361,18 @@ def find_model(store: Store, name: str = "") -> Artifact:
 
 def _is_scratch(relative: Path) -> bool:
     return relative.parts[0] == SCRATCH or relative.name == MANIFEST or relative.name.endswith(".tmp")
+
+
+def _manifest_text(artifact: Artifact) -> str:
+    # Sealed as it will be read back: a tuple is a list then.
+    raw = json.loads(json.dumps(_manifest(artifact)))
+    return json.dumps({**raw, _SEAL: _seal(raw)}, indent=2, ensure_ascii=False) + "\n"
+
+
+def _seal(raw: dict[str, Any]) -> str:
+    """Hex sha256 of a manifest without its seal: figures and provenance are in no other hash."""
+    rest = {name: value for name, value in raw.items() if name != _SEAL}
+    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
 
 
 def _manifest(artifact: Artifact) -> dict[str, Any]:

@@ -60,7 +60,14 @@ class Batches:
 
     def windows(self, step: int) -> Numbers:
         """Window numbers of this rank's rows at a step, in row order [batch_size / world]."""
-        numbers = step * self.batch_size + np.arange(self._rows.start, self._rows.stop, dtype=np.int64)
+        return self._windows(step, self._rows)
+
+    def all_windows(self, step: int) -> Numbers:
+        """Window numbers of all ranks' rows at a step, in row order [batch_size]."""
+        return self._windows(step, range(self.batch_size))
+
+    def _windows(self, step: int, rows: range) -> Numbers:
+        numbers = step * self.batch_size + np.arange(rows.start, rows.stop, dtype=np.int64)
         epochs, places = np.divmod(numbers, self.n_windows)
         found = np.empty_like(places)
         for epoch in np.unique(epochs):

@@ -11,12 +11,14 @@ import json
 import logging
 import os
 import shutil
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -50,18 +52,27 @@ class TrainState:
     """Time spent training, over all attempts."""
     stopped_early: bool = False
     """Early stopping has ended the run."""
+    anchor: int = 0
+    """Step of the newest checkpoint that every run of these settings has; a rollback goes there."""
+    left_out: list[list[int]] = field(default_factory=list)
+    """First and last step of each stretch of updates that a spike has kept out of the weights."""
+    recent_losses: list[float] = field(default_factory=list)
+    """Losses of the last updates, while spikes are watched for."""
 
 
 class Checkpointer:
-    """Keeps the newest `keep` checkpoints and the best one in a directory. Writes in the background.
+    """Keeps the newest `keep` checkpoints, the best one and the anchor in a directory. Writes in the background.
 
-    `read_only` is for ranks that only restore.
+    `read_only` is for ranks that only restore. `guard` raises if this run may no longer write.
     """
 
-    def __init__(self, directory: Path, keep: int, *, read_only: bool = False) -> None:
+    def __init__(
+        self, directory: Path, keep: int, *, read_only: bool = False, guard: Callable[[], None] = lambda: None
+    ) -> None:
         self.directory = directory
         self.keep = keep
         self.read_only = read_only
+        self._guard = guard
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._pending: Future[None] | None = None
         if read_only:
@@ -75,7 +86,7 @@ class Checkpointer:
         self.wait()
         weights = {name: p.detach().to("cpu", copy=True) for name, p in model.named_parameters()}
         moments = _optimizer_tensors(model, optimizer)
-        self._pending = self._pool.submit(self._write, weights, moments, TrainState(**asdict(state)))
+        self._pending = self._pool.submit(self._write_or_remove, weights, moments, TrainState(**asdict(state)))
 
     def wait(self) -> None:
         """Until the last checkpoint is on disk; raises what its write raised."""
@@ -83,13 +94,26 @@ class Checkpointer:
             self._pending.result()
             self._pending = None
 
+    def raise_failed(self) -> None:
+        """Raise what a background write has raised by now, without waiting for one that goes on."""
+        if self._pending is not None and self._pending.done():
+            self.wait()
+
     def close(self) -> None:
         try:
             self.wait()
         finally:
             self._pool.shutdown()
 
+    def _write_or_remove(self, weights: dict[str, Tensor], moments: dict[str, Tensor], state: TrainState) -> None:
+        try:
+            self._write(weights, moments, state)
+        except (OSError, SafetensorError):  # a full disk should not stay full of a half
+            shutil.rmtree(self.path(state.step).with_name(f".step-{state.step:08d}.tmp"), ignore_errors=True)
+            raise
+
     def _write(self, weights: dict[str, Tensor], moments: dict[str, Tensor], state: TrainState) -> None:
+        self._guard()
         final = self.path(state.step)
         temporary = final.with_name(f".{final.name}.tmp")
         shutil.rmtree(temporary, ignore_errors=True)
@@ -101,6 +125,7 @@ class Checkpointer:
         for name in names:
             fsync_path(temporary / name)
         write_atomic(temporary / _INDEX, json.dumps({name: sha256_file(temporary / name) for name in names}))
+        self._guard()
         if final.exists():
             shutil.rmtree(final)  # a damaged one, or a resumed run at the same step
         os.replace(temporary, final)
@@ -109,7 +134,7 @@ class Checkpointer:
 
     def _prune(self, state: TrainState) -> None:
         steps = self.steps()
-        for step in set(steps[: -self.keep]) - {state.best_step}:
+        for step in set(steps[: -self.keep]) - {state.best_step, state.anchor}:
             shutil.rmtree(self.path(step))
 
     def path(self, step: int) -> Path:
@@ -119,19 +144,29 @@ class Checkpointer:
         """Steps that have a checkpoint, oldest first."""
         return sorted(int(path.name.removeprefix("step-")) for path in self.directory.glob("step-*"))
 
-    def load_newest(self, model: GPT, optimizer: torch.optim.Optimizer) -> TrainState | None:
-        """Restore the newest valid checkpoint and return its state; None where there is none.
+    def load_newest(
+        self, model: GPT, optimizer: torch.optim.Optimizer, *, up_to: int | None = None
+    ) -> TrainState | None:
+        """Restore the newest valid checkpoint (of a step not past `up_to`) and return its state; None without one.
 
-        A damaged one is named in the log, set aside, and the one before it is used.
+        A damaged one is named in the log, set aside as `.damaged-step-…`, and the one before it is used.
         """
         for step in reversed(self.steps()):
+            if up_to is not None and step > up_to:
+                continue
             try:
                 return self.load(step, model, optimizer)
             except CheckpointError as error:
                 log.warning("%s; going back to the checkpoint before it", error)
                 if not self.read_only:
-                    shutil.rmtree(self.path(step))
+                    self._set_aside(step)
         return None
+
+    def _set_aside(self, step: int) -> None:
+        path = self.path(step)
+        aside = path.with_name(f".damaged-{path.name}")
+        shutil.rmtree(aside, ignore_errors=True)
+        os.replace(path, aside)
 
     def load(self, step: int, model: GPT, optimizer: torch.optim.Optimizer) -> TrainState:
         """Restore the checkpoint of this step. CheckpointError naming the file that is damaged."""

@@ -330,8 +330,17 @@ class TrainConfig:
     """Which weights become the result: the last step's, or those with the lowest validation loss."""
     early_stop_evals: int = 0
     """Stop after this many evaluations without a better validation loss; 0 never stops early."""
+    on_spike: Literal["stop", "skip", "rollback"] = "stop"
+    """At a spike (always: a loss or gradient that is not finite) stop before the update, leave that update out, or go
+    back to the newest checkpoint and leave out all updates from there to the spike. Data and schedule go on."""
+    spike_threshold: float = 0.0
+    """A loss more than this many nats above the median of the last ones is a spike; 0 does not look at finite ones."""
+    spike_window: int = 50
+    """How many last losses that median is taken of; until there are as many, no finite loss is a spike."""
+    max_spikes: int = 10
+    """With skip or rollback, the spike after this many stops the run."""
 
-    EXECUTION: ClassVar[frozenset[str]] = frozenset({"processes", "threads", "keep_checkpoints"})
+    EXECUTION: ClassVar[frozenset[str]] = frozenset({"processes", "threads", "keep_checkpoints", "max_spikes"})
 
     def __post_init__(self) -> None:
         at_least_one = (
@@ -342,6 +351,8 @@ class TrainConfig:
             "eval_every",
             "checkpoint_every",
             "keep_checkpoints",
+            "spike_window",
+            "max_spikes",
         )
         at_least_zero = ("processes", "threads", "eval_tokens", "early_stop_evals", "seed")
         _check(
@@ -352,6 +363,10 @@ class TrainConfig:
                     for n in at_least_one
                 ),
                 *((getattr(self, n) < 0, f"{n} is {getattr(self, n)}; give 0 or more") for n in at_least_zero),
+                (
+                    not 0 <= self.spike_threshold < float("inf"),
+                    f"spike_threshold is {self.spike_threshold}; give 0 for none, or nats such as 2.0",
+                ),
                 (
                     self.micro_batch_size >= 1 and self.batch_size % self.micro_batch_size != 0,
                     f"batch_size {self.batch_size} is not a multiple of micro_batch_size {self.micro_batch_size}",
@@ -412,7 +427,7 @@ class PipelineConfig:
     shards: ShardsConfig = ShardsConfig()
     """Documents in, tokens out."""
     model: ModelConfig = ModelConfig()
-    """The architecture. With init_from, the imported weights decide it and this must agree or be left alone."""
+    """The architecture. With init_from the weights decide it, and only dropout is taken from here."""
     train: TrainConfig = TrainConfig()
     """The training run."""
     evaluate: EvaluateConfig = EvaluateConfig()

@@ -12,7 +12,9 @@ import logging
 import re
 import unicodedata
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +25,7 @@ from gptmodel.artifacts import Artifact, Request, Store
 from gptmodel.config import CorpusConfig, recipe
 from gptmodel.errors import ArtifactError, DataError
 from gptmodel.sources import RawText, Source, open_source
+from gptmodel.space import storage_errors
 
 log = logging.getLogger(__name__)
 Progress = Callable[[int, int, str], None]
@@ -78,21 +81,30 @@ def build_corpus(
 ) -> tuple[Artifact, bool]:
     """(corpus artifact, reused). DataError for text that cannot be used, NetworkError for a source out of reach.
 
-    `progress` gets bytes of text.
+    StorageError where the disk has no room for what is fetched or made. `progress` gets bytes of text.
     """
-    source = open_source(config.source, store.root / DOWNLOADS, progress)
+    with storage_errors("the download", store.root / DOWNLOADS):
+        source = open_source(config.source, store.root / DOWNLOADS, progress)
     asked = {**recipe(config), "source": source.asked}
     request = Request(KIND, RECIPE_VERSION, asked, (source.ref,))
 
     def build(directory: Path) -> dict[str, Any]:
-        for leftover in directory.glob("documents-*.parquet"):
-            leftover.unlink()  # of an attempt that was stopped: reading again is quick
         counts = Counts()
-        _write(_documents(source, config, counts), directory, counts, source.n_bytes, progress)
-        _check_split(counts, config, source)
+        _remove_leftovers(directory)
+        try:
+            _write(_documents(source, config, counts), directory, counts, source.n_bytes, progress)
+            _check_split(counts, config, source)
+        except Exception:
+            _remove_leftovers(directory)  # of no use to the next attempt, and a full disk should not stay full
+            raise
         return {**asdict(counts), "origin": source.origin}
 
-    return store.produce(request, build, wait=wait)
+    return store.produce(request, build, wait=wait, needed=source.n_disk)
+
+
+def _remove_leftovers(directory: Path) -> None:
+    for path in directory.glob("documents-*.parquet"):
+        path.unlink()
 
 
 def iter_documents(artifact: Artifact, split: str | None = None) -> Iterator[Document]:
@@ -150,11 +162,12 @@ def _documents(source: Source, config: CorpusConfig, counts: Counts) -> Iterator
         text = _decoded(raw, config, counts)
         if text is None:
             continue
-        text = normalise(text)
-        pieces = list(cut(text, config.cut_above_chars, config.cut_to_chars))
-        counts.cut_documents += len(pieces) > 1
-        for number, piece in enumerate(pieces or [""]):
-            document = _keep(piece, f"{raw.source}#{number}" if len(pieces) > 1 else raw.source, config, seen, counts)
+        pieces = cut(normalise(text), config.cut_above_chars, config.cut_to_chars)
+        first = list(islice(pieces, 2))  # not all at once: a text may be as long as a file
+        several = len(first) > 1
+        counts.cut_documents += several
+        for number, piece in enumerate(chain(first or [""], pieces)):
+            document = _keep(piece, f"{raw.source}#{number}" if several else raw.source, config, seen, counts)
             if document:
                 yield document
 
@@ -239,9 +252,13 @@ def _write(
                 flush()
         if group:
             flush()
-    finally:
+    except BaseException:
         if writer is not None:
-            writer.close()
+            with suppress(OSError):  # closing writes too, and its error must not hide the first
+                writer.close()
+        raise
+    if writer is not None:
+        writer.close()
 
 
 def _check_split(counts: Counts, config: CorpusConfig, source: Source) -> None:

@@ -24,11 +24,14 @@ import httpx
 from gptmodel.artifacts import fsync_path, sha256_file
 from gptmodel.errors import DataError, NetworkError
 from gptmodel.locks import exclusive
+from gptmodel.space import explained, require
 
 log = logging.getLogger(__name__)
 Progress = Callable[[int, int, str], None]
 _REDIRECTS = 5
 _RESUMES = 3
+_IPV4_AT_THE_END = [ipaddress.IPv6Network(n) for n in ("::ffff:0:0/96", "::/96", "64:ff9b::/96")]
+_LOCAL_NAT64 = ipaddress.IPv6Network("64:ff9b:1::/48")  # RFC 8215: a private network's own translator
 _WAIT_AND_SEE = (408, 425, 429, 500, 502, 503, 504)
 
 
@@ -115,6 +118,7 @@ def _fetch(url: str, part: Path, timeout: float, allow_private: bool, progress: 
         length = response.headers.get("Content-Length", "")
         total = have + int(length) if length.isdigit() else 0
         framed = bool(length) or "chunked" in response.headers.get("Transfer-Encoding", "")
+        require(total - have, part.parent, f"the download of {shown(url)}")
         have = _receive(response, part, have, total, shown(url), progress)
     if total and have != total:
         raise NetworkError(f"{shown(url)}: {have:,} of {total:,} bytes came")
@@ -133,7 +137,8 @@ def _receive(response: httpx.Response, part: Path, have: int, total: int, name: 
     except httpx.HTTPError as error:
         raise NetworkError(f"{name}: cut off after {have:,} bytes ({type(error).__name__})") from None
     except OSError as error:
-        raise DataError(f"{name}: cannot write {part}: {error.strerror}") from None
+        told = explained(error, f"the download of {name}", part.parent, total)
+        raise told or DataError(f"{name}: cannot write {part}: {error.strerror}") from None
     return have
 
 
@@ -202,7 +207,22 @@ def _check_address(url: str, came_from: str, allow_private: bool) -> None:
 
 def _is_public(text: str) -> bool:
     address = ipaddress.ip_address(text.partition("%")[0])
+    if isinstance(address, ipaddress.IPv6Address):
+        inner = _embedded(address)
+        if inner is not None:
+            return _is_public(str(inner))
+        if address in _LOCAL_NAT64:
+            return False
     return address.is_global and not address.is_multicast
+
+
+def _embedded(address: ipaddress.IPv6Address) -> ipaddress.IPv4Address | None:
+    """The IPv4 address that a packet to this one ends up at: mapped, compatible, 6to4 or NAT64."""
+    if address.sixtofour is not None:
+        return address.sixtofour
+    if any(address in network for network in _IPV4_AT_THE_END):
+        return ipaddress.IPv4Address(int(address) & 0xFFFFFFFF)
+    return None
 
 
 def content_digest(names_and_hashes: list[tuple[str, str]]) -> str:

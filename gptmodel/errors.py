@@ -5,7 +5,9 @@ GptflowError                what failed, the value, what to do; one line; exit c
 ├── DataError               the text, file or dataset itself is not usable
 ├── ArtifactError           something in the store is missing, damaged or not what it says
 │   └── CheckpointError     the same for weights and training state
+├── StorageError            the disk is full, read-only or closed to us; a retry would only meet it again
 ├── TrainingError           training cannot go on (NaN, a spike); retrying would repeat it
+├── LockLostError           another run took over this one's lock; nothing more may be written
 ├── Interrupted             asked to stop by a signal; state is saved; exit code 143 or 130
 └── TransientError          time may heal it: these, and only these, are retried
     ├── NetworkError        a server did not answer, or answered that it cannot now
@@ -45,8 +47,18 @@ class CheckpointError(ArtifactError):
     """Weights or training state that are missing, damaged or do not fit the model."""
 
 
+class StorageError(GptflowError):
+    """No room, or no right, to write where the step must. What was finished before stands."""
+
+
 class TrainingError(GptflowError):
     """Training met a state that a retry would only meet again."""
+
+
+class LockLostError(GptflowError):
+    """This run was taken for dead and another has its lock: a retry would only compete with that one."""
+
+    exit_code = 3
 
 
 class Interrupted(GptflowError):  # noqa: N818 - not a fault: somebody asked

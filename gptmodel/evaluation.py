@@ -23,6 +23,7 @@ import pyarrow.parquet as pq
 from gptmodel.artifacts import Artifact, Request, Store, write_atomic
 from gptmodel.config import DecodingConfig, EvaluateConfig, recipe
 from gptmodel.errors import ConfigError, DataError
+from gptmodel.space import evaluation_bytes
 from gptmodel.tokenizer import gpt2
 from gptmodel.tokenstream import TokenStream, open_split
 
@@ -65,7 +66,9 @@ def evaluate(
         write_atomic(directory / "samples.jsonl", "".join(lines))
         return {**figures, "split": config.split, "samples": samples[:8]}
 
-    return store.produce(request, build, wait=wait)
+    needed = evaluation_bytes(shards.summary[f"{config.split}_documents"])
+    artifact, reused = store.produce(request, build, wait=wait, needed=needed)
+    return artifact.verify(), reused  # no later step reads it, so it would be reused damaged
 
 
 def _stream(model: GPT, shards: Artifact, config: EvaluateConfig) -> TokenStream:

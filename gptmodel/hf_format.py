@@ -18,7 +18,16 @@ from gptmodel.config import ModelConfig
 from gptmodel.errors import CheckpointError, ConfigError, DataError
 from gptmodel.model import GPT
 from gptmodel.settings import parse_config
-from gptmodel.weights import CONFIG_FILE, TensorInfo, check_tensors, empty_model, fill, read_header, read_json
+from gptmodel.weights import (
+    CONFIG_FILE,
+    TensorInfo,
+    check_tensors,
+    empty_model,
+    fill,
+    read_header,
+    read_json,
+    shapes_of,
+)
 
 log = logging.getLogger(__name__)
 
@@ -136,6 +145,8 @@ def read_hf(directory: Path) -> HFModel:
     if listed is not None and listed != holders:
         wrong = sorted({*listed.items()} ^ {*holders.items()})[0][0]
         raise CheckpointError(f"{INDEX_FILE} and the files disagree about {wrong}; get the files again")
+    if config.n_layer > len(found):  # before tables of the size that the config claims are made
+        raise CheckpointError(f"{CONFIG_FILE} has n_layer {config.n_layer:,}, and the weights {len(found):,} tensors")
     check_tensors(str(directory), found, _expected(config, found))
     if odd := sorted(key for key, info in found.items() if _table(config.n_layer)[key] and info.dtype not in _FLOATS):
         raise CheckpointError(f"{odd[0]} is {found[odd[0]].dtype}; weights must be {', '.join(_FLOATS.values())}")
@@ -193,8 +204,7 @@ def _table(n_layer: int) -> dict[str, tuple[str, bool] | None]:
 
 
 def _expected(config: ModelConfig, found: dict[str, TensorInfo]) -> dict[str, TensorInfo]:
-    with torch.device("meta"):
-        shapes = {name: tuple(p.shape) for name, p in GPT(config, seed=0).named_parameters()}
+    shapes = shapes_of(config)
     expected: dict[str, TensorInfo] = {}
     for key, entry in _table(config.n_layer).items():
         if entry is not None:

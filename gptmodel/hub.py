@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from gptmodel.config import SourceConfig
-from gptmodel.errors import DataError, GptflowError, NetworkError
+from gptmodel.errors import DataError, GptflowError, NetworkError, StorageError
+from gptmodel.space import explained
 
 log = logging.getLogger(__name__)
 _HINT = "check corpus.source.dataset, name, revision and split"
@@ -100,6 +101,8 @@ def _explained(error: BaseException, config: SourceConfig) -> GptflowError:
         chain.append(found)
         found = found.__cause__ or found.__context__
     first = (str(error).splitlines() or [type(error).__name__])[0]
+    if (told := _no_room(error, config)) is not None:
+        return told
     answers = [r for e in chain if (r := getattr(e, "response", None)) is not None]
     statuses = [int(getattr(answer, "status_code", 0) or 0) for answer in answers]
     unreachable = any(c.__name__ in _UNREACHABLE for e in chain for c in type(e).__mro__)
@@ -110,6 +113,14 @@ def _explained(error: BaseException, config: SourceConfig) -> GptflowError:
     if missing and not any(statuses) and not Path(config.dataset).expanduser().is_dir():
         return NetworkError(f"{config.dataset}: not found, or the hub is out of reach ({first}); {_HINT}")
     return DataError(f"{config.dataset}: {first}; {_HINT}")
+
+
+def _no_room(error: BaseException, config: SourceConfig) -> StorageError | None:
+    from huggingface_hub.constants import HF_HOME
+
+    is_folder = Path(config.dataset).expanduser().is_dir()
+    where, setting = (tempfile.gettempdir(), "TMPDIR") if is_folder else (HF_HOME, "HF_HOME")
+    return explained(error, f"the cache of {config.dataset}", Path(where), setting=setting)
 
 
 def _retry_after(answers: list[Any]) -> float | None:

@@ -21,10 +21,12 @@ from typing import IO
 
 import gptmodel
 from gptmodel import errors
-from gptmodel.errors import ChildDiedError, GptflowError, Interrupted
+from gptmodel.artifacts import write_atomic
+from gptmodel.errors import ChildDiedError, GptflowError, Interrupted, LockLostError
 
 log = logging.getLogger(__name__)
 ERROR_FILE = "error.json"
+ERROR_ROOM = 4096  # bytes kept free in it, so that a full disk can still be told of
 _STOP_SECONDS = 120.0  # a step and a checkpoint must fit in
 _ALLOCATOR = {
     # glibc returns large blocks at every step otherwise: 10 to 15 % of a step on a processor.
@@ -40,7 +42,7 @@ def run_child(job: Path, *, processes: int, threads: int, on_line: Callable[[str
     (an exception in here), the child is asked to save, and waited for.
     """
     error_file = job.parent / ERROR_FILE
-    error_file.unlink(missing_ok=True)
+    write_atomic(error_file, " " * ERROR_ROOM)
     child = subprocess.Popen(
         _command(job, processes),
         stdin=subprocess.PIPE,  # closes when this process dies, however it dies: the child then saves and ends
@@ -119,8 +121,10 @@ def _signal_group(child: subprocess.Popen[str], signum: int) -> None:
 def _raise_for(code: int, error_file: Path, last: list[str]) -> None:
     if code == 0:
         return
-    if error_file.exists():
-        raised = json.loads(error_file.read_text())
+    if code == LockLostError.exit_code:  # told by its last line alone: the error file is another run's by now
+        raise LockLostError(last[-1] if last else "the training process lost its lock")
+    if told := error_file.read_text().strip() if error_file.exists() else "":
+        raised = json.loads(told)
         if signum := raised.get("signum"):
             raise Interrupted(raised["message"], signum)
         kind = getattr(errors, raised["type"], GptflowError)

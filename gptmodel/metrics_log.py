@@ -1,6 +1,7 @@
 """The local, append-only log of a run: the truth that curves, pictures and the tracking server are made from.
 
-One JSON object a line: step, tokens seen, time in milliseconds, `metrics` (name to number) and perhaps `samples`.
+One JSON object a line: step, tokens seen, time in milliseconds, `metrics` (name to number), and where there are any
+`samples` and the `decision` taken about a spike.
 Numbers are written so that they read back to the bit; NaN and infinities as Python writes them.
 """
 
@@ -9,7 +10,7 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +21,18 @@ TELEMETRY = frozenset(
 
 
 class MetricsLog:
-    """Appends lines; `start(step)` first drops what came after `step`, which a resumed run will make again."""
+    """Appends lines; `start(step)` first drops what came after `step`, which a resumed run will make again.
 
-    def __init__(self, path: Path) -> None:
+    `guard` raises if this run may no longer write.
+    """
+
+    def __init__(self, path: Path, guard: Callable[[], None] = lambda: None) -> None:
         self.path = path
+        self._guard = guard
 
     def start(self, step: int) -> None:
         """Keep the lines of steps up to `step`; -1 keeps none."""
+        self._guard()
         kept = [line for line in read_lines(self.path) if line["step"] <= step] if step >= 0 else []
         temporary = self.path.with_suffix(".tmp")
         with temporary.open("w", encoding="utf-8") as file:
@@ -38,6 +44,7 @@ class MetricsLog:
 
     def log(self, step: int, *, tokens: int, **line: Any) -> None:
         """Append one line and hand it to the operating system, so that a kill of this process cannot lose it."""
+        self._guard()
         now = time.time_ns() // 1_000_000
         text = json.dumps({"step": step, "tokens": tokens, "time": now, **line}, ensure_ascii=False)
         self._file.write(text + "\n")
@@ -63,8 +70,9 @@ def read_lines(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def curve(path: Path) -> Iterator[dict[str, Any]]:
-    """The log's metric lines without telemetry: what a repeated run must give again, number for number."""
+    """The log's metric lines and decisions, without telemetry: what a repeated run must give again to the bit."""
     for line in read_lines(path):
         kept = {name: value for name, value in line.get("metrics", {}).items() if name.split("/")[-1] not in TELEMETRY}
         if kept:
-            yield {"step": line["step"], "tokens": line["tokens"], "metrics": kept}
+            decision = {"decision": line["decision"]} if "decision" in line else {}
+            yield {"step": line["step"], "tokens": line["tokens"], "metrics": kept, **decision}

@@ -17,6 +17,7 @@ from gptmodel.artifacts import MANIFEST, Artifact, Ref, Request, Store, load_art
 from gptmodel.errors import DataError, GptflowError, NetworkError
 from gptmodel.hf_format import HFModel, read_hf
 from gptmodel.model import GPT
+from gptmodel.space import explained, parameters, weights_bytes
 from gptmodel.weights import CONFIG_FILE, load_model, read_json, save_model
 
 RECIPE_VERSION = 1
@@ -88,7 +89,8 @@ def import_weights(
             "dtype": found.dtype,
         }
 
-    return store.produce(request, build, wait=wait)
+    needed = weights_bytes(parameters(found.config))
+    return store.produce(request, build, wait=wait, needed=needed)
 
 
 def _is_ours(directory: Path) -> bool:
@@ -140,6 +142,8 @@ def _explained(error: BaseException, repo: str, revision: str) -> GptflowError |
     """The error as one of ours, by the first in its chain of causes that says enough; itself if none does."""
     from huggingface_hub import constants, errors
 
+    if told := explained(error, f"the download of {repo}", Path(constants.HF_HOME), setting="HF_HOME"):
+        return told
     at = f" at revision {revision}" if revision else ""
     chain = _causes(error)
     for cause in chain:

@@ -15,6 +15,7 @@ from gptmodel.config import ModelConfig, PipelineConfig, recipe
 from gptmodel.errors import ConfigError, DataError
 from gptmodel.launch import run_child
 from gptmodel.settings import parse_config
+from gptmodel.space import training_bytes
 
 log = logging.getLogger(__name__)
 KIND = "checkpoint"
@@ -69,9 +70,11 @@ def pretrain(
         told = {
             "config": asdict(training.config),
             "shards": str(training.shards.path.resolve()),
+            "shards_digest": training.shards.digest,
             "building": str(building.resolve()),
             "run_dir": str(training.run_dir.resolve()),
             "init_from": str(training.init.path.resolve()) if training.init else "",
+            "init_digest": training.init.digest if training.init else "",
         }
         write_atomic(job, json.dumps(told, indent=2))
         train = training.config.train
@@ -80,7 +83,8 @@ def pretrain(
         summary: dict[str, Any] = json.loads((building / SCRATCH / "summary.json").read_text())
         return summary
 
-    return store.produce(training.request, build, wait=wait)
+    needed = training_bytes(training.config.model, training.config.train)
+    return store.produce(training.request, build, wait=wait, needed=needed)
 
 
 def _model_of(init: Artifact, asked: ModelConfig) -> ModelConfig:

@@ -23,6 +23,7 @@ from gptmodel.config import ShardsConfig, recipe
 from gptmodel.corpus import iter_documents
 from gptmodel.errors import ArtifactError, DataError
 from gptmodel.shardplan import SPLITS, Part, ShardPlan, plan_shards
+from gptmodel.space import shards_bytes
 from gptmodel.tokenizer import Tokenizer, Tokens, gpt2
 from gptmodel.tokenstream import DocumentIndex, TokenStream, open_split
 
@@ -59,7 +60,8 @@ def build_shards(
             stray.unlink()  # of another plan, left by an older version that was stopped here
         return _summary(done, gpt2())
 
-    return store.produce(shards_request(corpus, config), build, wait=wait)
+    needed = shards_bytes(_total_bytes(corpus))
+    return store.produce(shards_request(corpus, config), build, wait=wait, needed=needed)
 
 
 def _cores() -> int:
@@ -111,9 +113,13 @@ def _make(plan: ShardPlan, directory: Path) -> dict[str, Any]:
     tokenizer = gpt2()
     table = _record_batch(plan, tokenizer)
     temporary = directory / SCRATCH / plan.name
-    with pa.OSFile(str(temporary), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
-        writer.write_batch(table)
-    fsync_path(temporary)
+    try:
+        with pa.OSFile(str(temporary), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
+            writer.write_batch(table)
+        fsync_path(temporary)
+    except BaseException:
+        temporary.unlink(missing_ok=True)  # a full disk should not stay full of halves
+        raise
     figures = {
         "name": plan.name,
         "plan": plan.key,

@@ -27,6 +27,7 @@ from gptmodel.config import SourceConfig, recipe
 from gptmodel.download import content_digest, download, shown
 from gptmodel.errors import ConfigError, DataError
 from gptmodel.hub import hub_documents, local_files, pin_revision
+from gptmodel.space import corpus_bytes
 
 log = logging.getLogger(__name__)
 Progress = Callable[[int, int, str], None]
@@ -39,6 +40,7 @@ _ENDINGS = {
     ".parquet": "parquet",
 }
 _PARQUET_ROWS = 1_000
+LONGEST_TEXT_BYTES = 256_000_000
 
 
 @dataclass(frozen=True)
@@ -89,6 +91,8 @@ class Source:
     texts: Callable[[], Iterator[RawText]]
     n_bytes: int = 0
     """Bytes of text; 0 where that is not known before reading (compressed, tables, the hub)."""
+    n_disk: int = 0
+    """About the bytes that a corpus of it takes on disk; 0 where that is not known before reading."""
     origin: dict[str, Any] = field(default_factory=dict)
     """Where it came from, for people."""
 
@@ -117,6 +121,7 @@ def open_source(config: SourceConfig, cache: Path, progress: Progress | None = N
         content_digest([(file.name, file.sha256) for file in files]),
         lambda: _texts_of(files, config),
         sum(file.seen[0] for file in files) if _is_plain(files, config) else 0,
+        0 if config.max_documents else _disk_bytes(files, config),
         {**origin, "files": len(files)},
     )
 
@@ -201,6 +206,15 @@ def _is_plain(files: list[SourceFile], config: SourceConfig) -> bool:
     return not any(_is_gzip(file) or _format_of(file, config) != "text" for file in files)
 
 
+def _disk_bytes(files: list[SourceFile], config: SourceConfig) -> int:
+    packed = [_is_gzip(file) or (config.kind != "embedded" and _format_of(file, config) == "parquet") for file in files]
+    sizes = [file.seen[0] for file in files]
+    return corpus_bytes(
+        sum(size for size, is_packed in zip(sizes, packed, strict=True) if not is_packed),
+        sum(size for size, is_packed in zip(sizes, packed, strict=True) if is_packed),
+    )
+
+
 def _texts_of(files: list[SourceFile], config: SourceConfig) -> Iterator[RawText]:
     for file in files:
         file.check_unchanged()
@@ -213,7 +227,7 @@ def _plain(file: SourceFile, kind: str, column: str) -> Iterator[RawText]:
     try:
         with _opened(file) as opened:
             if kind == "text":
-                yield RawText(opened.read(), file.name)
+                yield RawText(_bounded(opened.read(LONGEST_TEXT_BYTES + 1), file.name), file.name)
             else:
                 yield from _jsonl(opened, file.name, column)
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
@@ -240,8 +254,9 @@ def _opened(file: SourceFile) -> IO[bytes]:
 
 
 def _jsonl(lines: IO[bytes], name: str, column: str) -> Iterator[RawText]:
-    for number, line in enumerate(lines, start=1):
+    for number, line in enumerate(iter(lambda: lines.readline(LONGEST_TEXT_BYTES + 1), b""), start=1):
         where = f"{name}:{number}"
+        _bounded(line, where)
         if number == 1:
             line = line.removeprefix(codecs.BOM_UTF8)
         if not line.strip():
@@ -259,6 +274,15 @@ def _jsonl(lines: IO[bytes], name: str, column: str) -> Iterator[RawText]:
         yield RawText(text, where)
 
 
+def _bounded(raw: bytes | None, where: str) -> bytes | None:
+    if raw is not None and len(raw) > LONGEST_TEXT_BYTES:
+        raise DataError(
+            f"{where} is one text of more than {LONGEST_TEXT_BYTES:,} bytes, and a text is held in memory several "
+            "times; put it in several files or rows"
+        )
+    return raw
+
+
 def _parquet(file: SourceFile, column: str) -> Iterator[RawText]:
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -274,7 +298,7 @@ def _parquet(file: SourceFile, column: str) -> Iterator[RawText]:
             number = 0
             for batch in table.iter_batches(_PARQUET_ROWS, columns=[column]):
                 for value in batch.column(0).cast(pa.large_binary()):
-                    yield RawText(value.as_py(), f"{file.name}#{number}")
+                    yield RawText(_bounded(value.as_py(), f"{file.name}#{number}"), f"{file.name}#{number}")
                     number += 1
     except (pa.ArrowException, OSError) as error:
         raise DataError(f"{file.name} is no readable Parquet file ({str(error).splitlines()[0]})") from None

@@ -13,11 +13,13 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from gptmodel.artifacts import Artifact
+from gptmodel.config import GPT2_VOCAB_SIZE
 from gptmodel.errors import ArtifactError, DataError
 from gptmodel.shardplan import SPLITS
 
 Tokens = npt.NDArray[np.uint16]
 Counts = npt.NDArray[np.int64]
+_in_vocabulary: set[tuple[str, str]] = set()  # shards whose ids this process has looked through
 
 
 @dataclass(frozen=True)
@@ -114,7 +116,23 @@ def _open(artifact: Artifact, name: str, n_files: int) -> Shard:
     except (pa.ArrowInvalid, KeyError) as error:
         raise ArtifactError(f"{artifact.label}: {name} is no token shard ({error})") from None
     offset = values.buffers()[1].address - buffer.address
-    return Shard(batch, np.frombuffer(memory, dtype=np.uint16, count=len(values), offset=offset))
+    shard = Shard(batch, np.frombuffer(memory, dtype=np.uint16, count=len(values), offset=offset))
+    _check_ids(artifact, name, shard)
+    return shard
+
+
+def _check_ids(artifact: Artifact, name: str, shard: Shard) -> None:
+    """ArtifactError for an id beyond the vocabulary: on a GPU it would end as an assertion of the device."""
+    key = (artifact.digest, name)
+    if key in _in_vocabulary:
+        return
+    vocab_size = int((shard.batch.schema.metadata or {}).get(b"vocab_size", GPT2_VOCAB_SIZE))
+    if len(shard.tokens) and (largest := int(shard.tokens.max())) >= vocab_size:
+        raise ArtifactError(
+            f"{artifact.label}: {name} holds token {largest:,}, and its vocabulary has {vocab_size:,}; "
+            f"remove {artifact.path} and run the step again"
+        )
+    _in_vocabulary.add(key)
 
 
 def _map(path: Path) -> mmap.mmap:

@@ -8,8 +8,9 @@ import math
 import statistics
 import time
 from collections import deque
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 import torch.distributed as dist
@@ -24,6 +25,7 @@ from gptmodel.loss import perplexity
 from gptmodel.metrics_log import MetricsLog
 from gptmodel.model import GPT
 from gptmodel.optimizer import learning_rate
+from gptmodel.spikes import named, remember, spike, told
 
 log = logging.getLogger(__name__)
 _LOG_LINE_SECONDS = 5.0
@@ -43,6 +45,20 @@ class Evaluator(Protocol):
     """Scores the model on validation data and writes samples. Every rank calls it; all get the same figures."""
 
     def __call__(self) -> Validation: ...
+
+
+@dataclass
+class Seen:
+    """What one step showed."""
+
+    loss: float
+    """Mean over the batch, nats per token, before the update."""
+    grad_norm: float
+    """Before clipping."""
+    n_bytes: int
+    """UTF-8 bytes of the targets."""
+    decision: dict[str, Any] = field(default_factory=dict)
+    """What was done about a spike; empty for an ordinary step."""
 
 
 @dataclass
@@ -67,6 +83,10 @@ class Trainer:
     byte_lengths: Tensor
     """UTF-8 bytes of each token, [V], for bits per byte."""
     stop: StopSignal
+    documents: Callable[[Iterable[int]], list[str]]
+    """Ids of the documents in these windows; asked only when something is wrong with them."""
+    replay: str
+    """Command that shows a step again, but for its number."""
     rank: int = 0
     world: int = 1
 
@@ -84,40 +104,57 @@ class Trainer:
         config = self.config
         self.model.train()
         if state.step == 0:
+            state = TrainState()  # evaluated anew: what a checkpoint of step 0 knows of it would count twice
             self._validate(state)
-            if config.publish == "best":
+            if config.publish == "best" or config.on_spike == "rollback":
                 self._save(state)
         while state.step < config.max_steps and not state.stopped_early:
             started = time.perf_counter()
-            loss, grad_norm, n_bytes = self._update(state.step)
-            state.step += 1
-            state.tokens += config.batch_size * self.model.config.context_length
-            self._record(state, loss, grad_norm, n_bytes, time.perf_counter() - started)
+            self.checkpoints.raise_failed()
+            seen = self.advance(state)
+            self._record(state, seen, time.perf_counter() - started)
             finished = state.step == config.max_steps
             improved = self._validate(state) if finished or state.step % config.eval_every == 0 else False
             stopping = self._stopping()
-            if self._checkpoint_due(state, finished or stopping, improved):
+            if self._checkpoint_due(state, finished, improved):
+                state.anchor = state.step
+                self._save(state)
+            elif stopping:  # no anchor: a run that was never stopped does not have this checkpoint
                 self._save(state)
             if stopping:
                 self._stop(state)
         self.checkpoints.wait()
         return state
 
-    def _update(self, step: int) -> tuple[float, float, int]:
-        """One optimizer update. Returns (mean loss in nats, gradient norm, UTF-8 bytes of the targets)."""
+    def advance(self, state: TrainState) -> Seen:
+        """One step: the update is made, or left out where it is a spike. TrainingError if that ends the run."""
+        seen = self.gradients(state.step)
+        if reason := spike(seen.loss, seen.grad_norm, state.recent_losses, self.config):
+            seen.decision = self._leave_out(state, reason)
+        else:
+            rate = learning_rate(self.config.optimizer, state.step, self.config.max_steps)
+            for group in self.optimizer.param_groups:
+                group["lr"] = rate
+            self.optimizer.step()
+            remember(state.recent_losses, seen.loss, self.config)
+        self.optimizer.zero_grad(set_to_none=True)
+        state.step += 1
+        state.tokens += self.config.batch_size * self.model.config.context_length
+        return seen
+
+    def gradients(self, step: int) -> Seen:
+        """Forward and backward over the batch of a step, counted from 0; clipped gradients are left in `.grad`."""
         config = self.config
         # Dropout must not depend on what was drawn before, or a resumed run would differ.
-        torch.manual_seed(_step_seed(config.seed, step, self.rank))
+        torch.manual_seed(step_seed(config.seed, step, self.rank))
         micro_batches = self.batches.batch(step)
         losses: list[Tensor] = []
         n_bytes = 0
         for number, (ids_BT, targets_BT) in enumerate(micro_batches):
             if isinstance(self._step_module, nn.parallel.DistributedDataParallel):
                 self._step_module.require_backward_grad_sync = number == len(micro_batches) - 1
-            inputs, targets = (t.to(self.machine.device, non_blocking=True) for t in (ids_BT, targets_BT))
-            with self.machine.autocast():
-                loss = self._step_module(inputs, targets) / len(micro_batches)
-            loss.backward()
+            loss = self.loss(ids_BT, targets_BT) / len(micro_batches)
+            torch.autograd.backward(loss)
             losses.append(loss.detach())
             n_bytes += int(self.byte_lengths[targets_BT].sum())
         total = torch.stack([torch.stack(losses).double().sum().cpu() / self.world, torch.tensor(float(n_bytes))])
@@ -125,39 +162,53 @@ class Trainer:
             dist.all_reduce(total)
         clip = config.optimizer.grad_clip or math.inf
         norm = float(nn.utils.clip_grad_norm_(self.model.parameters(), clip))
-        mean_loss = float(total[0])
-        if not (math.isfinite(mean_loss) and math.isfinite(norm)):
-            raise TrainingError(self._not_finite(step, mean_loss, norm))
-        rate = learning_rate(config.optimizer, step, config.max_steps)
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
-        return mean_loss, norm, int(total[1])
+        return Seen(float(total[0]), norm, int(total[1]))
 
-    def _not_finite(self, step: int, loss: float, norm: float) -> str:
-        windows = ", ".join(str(w) for w in self.batches.windows(step)[:8])
-        return (
-            f"loss {loss} and gradient norm {norm} at step {step + 1}, before its update; weights are as after step "
-            f"{step}. Its batch holds windows {windows} of the training tokens. Lower train.optimizer.learning_rate "
-            f"({self.config.optimizer.learning_rate}), lengthen warmup_steps, or set train.precision=float32"
-        )
+    def loss(self, ids_BT: Tensor, targets_BT: Tensor) -> Tensor:
+        """Mean loss of one micro-batch, on the device and in the precision of the run."""
+        inputs, targets = (t.to(self.machine.device, non_blocking=True) for t in (ids_BT, targets_BT))
+        with self.machine.autocast():
+            loss: Tensor = self._step_module(inputs, targets)
+        return loss
 
-    def _record(self, state: TrainState, loss: float, norm: float, n_bytes: int, seconds: float) -> None:
+    def _leave_out(self, state: TrainState, reason: str) -> dict[str, Any]:
+        """Do what `on_spike` says about the step that comes after `state`."""
+        config, step = self.config, state.step + 1
+        documents = self.documents(self.batches.all_windows(state.step))
+        if config.on_spike == "stop" or len(state.left_out) >= config.max_spikes:
+            raise TrainingError(told(step, reason, documents, self.replay, config, len(state.left_out)))
+        first = self._go_back(state) + 1 if config.on_spike == "rollback" else step
+        state.left_out.append([first, step])
+        what = f"weights of step {first - 1} again" if config.on_spike == "rollback" else "its update is left out"
+        log.warning("step %d: %s; %s. Documents %s", step, reason, what, named(documents))
+        return {"on_spike": config.on_spike, "reason": reason, "left_out": [first, step], "documents": documents}
+
+    def _go_back(self, state: TrainState) -> int:
+        """Weights, moments and remembered losses as in the anchor, or before it if it is damaged; returns its step."""
+        self.checkpoints.wait()
+        if self.world > 1:
+            dist.barrier()  # the others read what rank 0 wrote
+        earlier = self.checkpoints.load_newest(self.model, self.optimizer, up_to=state.anchor)
+        if earlier is None:
+            raise TrainingError(f"a spike at step {state.step + 1}, and no valid checkpoint to go back to")
+        state.recent_losses = earlier.recent_losses
+        return earlier.step
+
+    def _record(self, state: TrainState, seen: Seen, seconds: float) -> None:
         state.seconds += seconds
         self._step_seconds.append(seconds)
         step, config = state.step, self.config
-        if self.rank != 0 or (step % config.log_every and step not in (1, config.max_steps)):
+        if self.rank != 0 or (step % config.log_every and step not in (1, config.max_steps) and not seen.decision):
             return
         n_tokens = config.batch_size * self.model.config.context_length
         speed = n_tokens / statistics.median(self._step_seconds)
         flops = speed * self.model.flops_per_token()
         metrics = {
-            "train/loss": loss,
-            "train/perplexity": perplexity(loss),
-            "train/bits_per_byte": loss * n_tokens / math.log(2) / max(1, n_bytes),
+            "train/loss": seen.loss,
+            "train/perplexity": perplexity(seen.loss),
+            "train/bits_per_byte": seen.loss * n_tokens / math.log(2) / max(1, seen.n_bytes),
             "train/learning_rate": learning_rate(config.optimizer, step - 1, config.max_steps),
-            "train/grad_norm": norm,
+            "train/grad_norm": seen.grad_norm,
             "train/tokens": state.tokens,
             "speed/tokens_per_second": speed,
             "speed/step_seconds": seconds,
@@ -165,8 +216,9 @@ class Trainer:
             "speed/mfu": flops / (self.machine.peak_flops * self.world),
             "speed/peak_memory_bytes": peak_memory_bytes(self.machine.device),
         }
-        self.metrics.log(step, tokens=state.tokens, metrics=metrics)
-        self._say(state, loss, speed)
+        decision = {"decision": seen.decision} if seen.decision else {}
+        self.metrics.log(step, tokens=state.tokens, metrics=metrics, **decision)
+        self._say(state, seen.loss, speed)
 
     def _say(self, state: TrainState, loss: float, speed: float) -> None:
         now, last = time.monotonic(), self.config.max_steps
@@ -240,7 +292,7 @@ class Trainer:
         )
 
 
-def _step_seed(seed: int, step: int, rank: int) -> int:
+def step_seed(seed: int, step: int, rank: int) -> int:
     """A seed of its own for each (seed, step, rank)."""
     digest = hashlib.blake2b(f"{seed}:{step}:{rank}".encode(), digest_size=8).digest()
     return int.from_bytes(digest, "big") >> 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import struct
 from collections.abc import Iterable, Mapping
@@ -23,8 +24,17 @@ from gptmodel.settings import parse_config
 
 WEIGHTS_FILE = "model.safetensors"
 CONFIG_FILE = "config.json"
-_MAX_HEADER_BYTES = 100_000_000  # safetensors' own limit
+# Of safetensors: its own limit is 100 MB, which takes seconds and a GB to parse. GPT-2 XL has 60 KB.
+_MAX_HEADER_BYTES = 1_000_000
+_MAX_JSON_BYTES = 4_000_000
+_ITEM_BYTES = {
+    **dict.fromkeys(("BOOL", "U8", "I8", "F8_E4M3", "F8_E5M2", "F8_E8M0"), 1),
+    **dict.fromkeys(("U16", "I16", "F16", "BF16"), 2),
+    **dict.fromkeys(("U32", "I32", "F32"), 4),
+    **dict.fromkeys(("U64", "I64", "F64", "C64"), 8),
+}
 _MAX_NAMED = 5
+_MAX_DIMENSIONS = 8
 
 
 @dataclass(frozen=True)
@@ -67,6 +77,10 @@ def load_model(source: Path | Artifact) -> GPT:
         raise CheckpointError(f"{config_path}: {'; '.join(error.problems)}") from None
     if missing := sorted({*asdict(config)} - {*raw}):  # a default must not stand in for what the file lost
         raise CheckpointError(f"{config_path} lacks {', '.join(missing)}")
+    header = read_header(weights_path)
+    if config.n_layer > len(header):  # before anything of the size that the config claims is made
+        raise CheckpointError(f"{config_path} has n_layer {config.n_layer:,}, and the weights {len(header):,} tensors")
+    check_tensors(str(weights_path), header, {name: TensorInfo("F32", s) for name, s in shapes_of(config).items()})
     model = empty_model(config)
     load_weights(model, weights_path)
     return model.eval()
@@ -77,6 +91,15 @@ def load_weights(model: GPT, path: Path) -> None:
     shapes = {name: TensorInfo("F32", tuple(p.shape)) for name, p in model.named_parameters()}
     check_tensors(str(path), read_header(path), shapes)
     fill(model, path, {name: name for name in shapes})
+
+
+def shapes_of(config: ModelConfig) -> dict[str, tuple[int, ...]]:
+    """Shape of every parameter of such a model, without making one; CheckpointError for one beyond all memory."""
+    try:
+        with torch.device("meta"):
+            return {name: tuple(p.shape) for name, p in GPT(config, seed=0).named_parameters()}
+    except (RuntimeError, OverflowError, TypeError) as error:
+        raise CheckpointError(f"a model of {config} cannot be made ({str(error).splitlines()[0]})") from None
 
 
 def empty_model(config: ModelConfig) -> GPT:
@@ -107,20 +130,42 @@ def fill(model: GPT, path: Path, names: Mapping[str, str], transposed: Iterable[
 def read_header(path: Path) -> dict[str, TensorInfo]:
     """Name, dtype and shape of every tensor in a safetensors file; CheckpointError where it is damaged.
 
-    safetensors itself lets a later tensor of the same name win, in silence; here it is an error.
+    safetensors itself lets a later tensor of the same name win, in silence; here it is an error. The tensors must fill
+    the file, each byte belonging to one. Cheap whatever the file holds: nothing but a header of at most 1 MB is read.
     """
     try:
         with path.open("rb") as file:
+            size = os.fstat(file.fileno()).st_size
             (length,) = struct.unpack("<Q", file.read(8))
-            if length > min(_MAX_HEADER_BYTES, path.stat().st_size):
+            if length > min(_MAX_HEADER_BYTES, size - 8):
                 raise ValueError(f"its header claims {length:,} bytes")
             entries = json.loads(file.read(length), object_pairs_hook=_unique)
         entries.pop("__metadata__", None)
+        _check_offsets(entries, size - 8 - length)
         return {name: TensorInfo(str(info["dtype"]), tuple(info["shape"])) for name, info in entries.items()}
     except FileNotFoundError:
         raise CheckpointError(f"no weights at {path}; give a directory that holds {path.name}") from None
     except (OSError, ValueError, KeyError, TypeError, AttributeError, struct.error, RecursionError) as error:
         raise CheckpointError(f"{path} is not a whole safetensors file ({error}); get the file again") from None
+
+
+def _check_offsets(entries: dict[str, Any], n_bytes: int) -> None:
+    """ValueError unless the tensors stand end to end over all `n_bytes`, each as long as its shape and dtype ask."""
+    end = 0
+    for name, info in sorted(entries.items(), key=lambda entry: entry[1]["data_offsets"]):
+        start, stop = info["data_offsets"]
+        shape, item = info["shape"], _ITEM_BYTES.get(info["dtype"], 0)
+        if not item:
+            raise ValueError(f"{name[:80]!r} is of dtype {str(info['dtype'])[:20]!r}, which is none")
+        if len(shape) > _MAX_DIMENSIONS or not all(type(n) is int and 0 <= n < 1 << 63 for n in (start, stop, *shape)):
+            raise ValueError(f"{name[:80]!r} has a shape or offsets that cannot be")
+        if start != end:
+            raise ValueError(f"{name[:80]!r} begins at byte {start:,}, and the tensor before it ends at {end:,}")
+        if stop - start != math.prod(shape) * item:
+            raise ValueError(f"{name[:80]!r} has {stop - start:,} bytes, which does not fit its shape and dtype")
+        end = stop
+    if end != n_bytes:
+        raise ValueError(f"its tensors take {end:,} bytes, and it holds {n_bytes:,}")
 
 
 def check_tensors(where: str, found: Mapping[str, TensorInfo], expected: Mapping[str, TensorInfo]) -> None:
@@ -147,6 +192,8 @@ def check_tensors(where: str, found: Mapping[str, TensorInfo], expected: Mapping
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON object from a file; CheckpointError where there is none."""
     try:
+        if path.stat().st_size > _MAX_JSON_BYTES:
+            raise ValueError(f"it has {path.stat().st_size:,} bytes, and settings have a few hundred")
         value = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_unique)
     except FileNotFoundError:
         raise CheckpointError(f"no {path.name} in {path.parent}; give the directory of a model") from None
@@ -158,10 +205,11 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    result = dict(pairs)
-    if len(result) != len(pairs):
-        names = [name for name, _ in pairs]
-        raise ValueError(f"{next(name for name in names if names.count(name) > 1)!r} stands in it twice")
+    result: dict[str, Any] = {}
+    for name, value in pairs:
+        if name in result:
+            raise ValueError(f"{name[:80]!r} stands in it twice")
+        result[name] = value
     return result
 
 

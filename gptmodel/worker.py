@@ -12,51 +12,33 @@ import os
 import signal
 import sys
 import threading
-from dataclasses import asdict, dataclass
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import asdict
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.distributed as dist
 
-from gptmodel.artifacts import SCRATCH, load_artifact, write_atomic
-from gptmodel.batches import Batches
+from gptmodel.artifacts import SCRATCH, write_atomic
+from gptmodel.assembly import CHECKPOINTS, METRICS_FILE, Job, assemble
 from gptmodel.checkpoint import Checkpointer, TrainState
 from gptmodel.config import PipelineConfig
 from gptmodel.device import Machine, peak_memory_bytes, set_up
-from gptmodel.errors import ConfigError, GptflowError
-from gptmodel.launch import ERROR_FILE
+from gptmodel.errors import ConfigError, GptflowError, LockLostError
+from gptmodel.launch import ERROR_FILE, ERROR_ROOM
 from gptmodel.locks import exclusive
 from gptmodel.loss import perplexity
 from gptmodel.metrics_log import MetricsLog, curve, read_lines
 from gptmodel.model import GPT
-from gptmodel.optimizer import make_optimizer
 from gptmodel.settings import parse_config
-from gptmodel.shards import open_split
-from gptmodel.tokenizer import gpt2
-from gptmodel.training import StopSignal, Trainer
-from gptmodel.validation import SplitEvaluator
-from gptmodel.weights import WEIGHTS_FILE, load_weights, save_model
+from gptmodel.space import storage_errors, training_bytes
+from gptmodel.training import StopSignal
+from gptmodel.weights import load_weights, save_model
 
 log = logging.getLogger("gptmodel.worker")
-METRICS_FILE = "metrics.jsonl"
 SUMMARY_FILE = "summary.json"
-
-
-@dataclass(frozen=True)
-class Job:
-    """What the child is told: paths and the whole config."""
-
-    config: dict[str, Any]
-    shards: str
-    """Directory of the shards artifact."""
-    building: str
-    """Directory to leave the product in; its `.work` holds checkpoints."""
-    run_dir: str
-    """Directory of the run's log, kept after publication."""
-    init_from: str = ""
-    """Directory of the weights or checkpoint artifact to start from."""
 
 
 def main() -> int:
@@ -72,7 +54,9 @@ def main() -> int:
         if world > 1:
             backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
             dist.init_process_group(backend, timeout=timedelta(minutes=10))
-        train(job, stop, rank, world)
+        config = parse_config(job.config, PipelineConfig)
+        with storage_errors("the training", Path(job.building), training_bytes(config.model, config.train)):
+            train(job, stop, rank, world)
     except GptflowError as error:
         return _report(error, job_path.parent)
     except torch.OutOfMemoryError as error:
@@ -86,9 +70,18 @@ def main() -> int:
 
 def _report(error: GptflowError, directory: Path) -> int:
     told = {"type": type(error).__name__, "message": str(error), "signum": getattr(error, "signum", 0)}
-    write_atomic(directory / ERROR_FILE, json.dumps(told))
+    if not isinstance(error, LockLostError):  # the directory is another run's by now
+        _tell(directory / ERROR_FILE, json.dumps(told))
     log.error("%s", error)
     return error.exit_code
+
+
+def _tell(path: Path, text: str) -> None:
+    try:
+        write_atomic(path, text)
+    except OSError:  # a full disk: write into the room that the parent left
+        with suppress(OSError), path.open("r+b", buffering=0) as file:
+            file.write(text.ljust(ERROR_ROOM).encode())
 
 
 def _watch_signals(stop: StopSignal) -> None:
@@ -118,57 +111,34 @@ def train(job: Job, stop: StopSignal, rank: int = 0, world: int = 1) -> None:
     # An orphan of a killed run may still be saving its last step here.
     if rank == 0:
         work.mkdir(parents=True, exist_ok=True)
-        with exclusive(work / "worker.lock", "this training", wait=True):
-            _train(job, work, stop, rank, world)
+        with exclusive(work / "worker.lock", "this training", wait=True) as hold:
+            _train(job, work, stop, rank, world, hold.check)
     else:
         _train(job, work, stop, rank, world)
 
 
-def _train(job: Job, work: Path, stop: StopSignal, rank: int, world: int) -> None:
+def _train(
+    job: Job, work: Path, stop: StopSignal, rank: int, world: int, guard: Callable[[], None] = lambda: None
+) -> None:
     config = parse_config(job.config, PipelineConfig)
     machine = _machine(config, work, rank, world)
-    model = GPT(config.model, seed=config.train.seed)
-    if job.init_from:
-        load_weights(model, load_artifact(Path(job.init_from)).file(WEIGHTS_FILE))
-    model.to(machine.device)
-    shards = load_artifact(Path(job.shards))
-    optimizer = make_optimizer(model, config.train.optimizer)
-    checkpoints = Checkpointer(work / "checkpoints", config.train.keep_checkpoints, read_only=rank != 0)
-    state = checkpoints.load_newest(model, optimizer) or TrainState()
+    keep, log_file = config.train.keep_checkpoints, Path(job.run_dir) / METRICS_FILE
+    checkpoints = Checkpointer(work / CHECKPOINTS, keep, read_only=rank != 0, guard=guard)
+    metrics = MetricsLog(log_file, guard)
+    trainer = assemble(job, config, machine, checkpoints, metrics, stop, rank=rank, world=world)
+    state = checkpoints.load_newest(trainer.model, trainer.optimizer) or TrainState()
     if state.step:
         log.info("going on from the checkpoint of step %d", state.step)
-    metrics = MetricsLog(Path(job.run_dir) / METRICS_FILE)
     if rank == 0:
         metrics.start(state.step if state.step else -1)
-    trainer = Trainer(
-        model=model,
-        optimizer=optimizer,
-        batches=Batches(
-            open_split(shards, "train"),
-            context_length=model.config.context_length,
-            batch_size=config.train.batch_size,
-            micro_batch_size=config.train.micro_batch_size,
-            seed=config.train.seed,
-            rank=rank,
-            world=world,
-        ),
-        evaluate=SplitEvaluator(model, open_split(shards, "validation"), config.train, machine, rank, world),
-        metrics=metrics,
-        checkpoints=checkpoints,
-        config=config.train,
-        machine=machine,
-        byte_lengths=torch.from_numpy(gpt2().byte_lengths.copy()),
-        stop=stop,
-        rank=rank,
-        world=world,
-    )
     try:
-        trainer.fit(state)
+        state = trainer.fit(state)
     finally:
         checkpoints.close()
     if rank == 0:
         metrics.close()
-        _leave_product(job, config, model, checkpoints, state, machine)
+        guard()
+        _leave_product(job, config, trainer.model, checkpoints, state, machine)
 
 
 def _machine(config: PipelineConfig, work: Path, rank: int, world: int) -> Machine:
@@ -215,6 +185,7 @@ def _leave_product(
         "best_validation_loss": state.best_loss,
         "best_step": state.best_step,
         "stopped_early": state.stopped_early,
+        "left_out": state.left_out,
         "precision": machine.precision,
     }
     write_atomic(building / "training.json", json.dumps(result, indent=2) + "\n")

@@ -8,11 +8,12 @@ from gptmodel.errors import GptflowError
 
 
 class _Quiet(logging.Filter):
-    """Drops the traceback of an error that a person is meant to read: it is told in one line at the end."""
+    """Drops the traceback of an error or a signal that is told in one line at the end."""
 
     def filter(self, record: logging.LogRecord) -> bool:
         error = record.exc_info[1] if record.exc_info else None
-        return not (isinstance(error, GptflowError) or record.getMessage().startswith("Stopping temporary server"))
+        told = isinstance(error, GptflowError) or (error is not None and not isinstance(error, Exception))
+        return not (told or record.getMessage().startswith("Stopping temporary server"))
 
 
 def quiet_prefect() -> None:

@@ -10,19 +10,17 @@ from gptmodel.evaluation import evaluate
 from tasks.pages import progress, show_table
 from tasks.policy import STEP
 from tasks.steps import figures_of, report
-from tasks.tracking import bounded, evaluation_run
 
 
 @task(name="evaluate", task_run_name="evaluate on {config.split}", **STEP)
 def evaluate_model(model: Artifact, shards: Artifact, config: EvaluateConfig, wait: bool = False) -> Artifact:
     """Score every token of a split, and write samples with each decoding."""
-    from tasks.recording import record_evaluation
+    from tasks.syncing import settle, sync_evaluation
 
     store = open_store()
     with progress("evaluating") as update:
         artifact, reused = evaluate(store, model, shards, config, wait=wait, progress=update)
-    with bounded("the evaluation"):
-        record_evaluation(evaluation_run(model), artifact, shards)
+    settle(lambda: sync_evaluation(store, artifact), artifact.label)
     figures = figures_of(artifact, "loss", "perplexity", "bits_per_byte", "unigram_perplexity", "tokens")
     show_table(
         "evaluation", [{"figure": k, "value": v} for k, v in figures.items()], f"{model.label} on {shards.label}"

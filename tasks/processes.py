@@ -123,10 +123,12 @@ def _terminate(processes: list[psutil.Process], seconds: float) -> list[psutil.P
     return psutil.wait_procs(processes, seconds)[1]
 
 
-def ask(url: str, body: dict[str, Any] | None = None) -> Any:
-    """GET, or POST of a JSON body, on this machine; the JSON or text that comes back; None unless it is a 2xx."""
+def ask(url: str, body: dict[str, Any] | None = None, method: str = "") -> Any:
+    """GET, or POST (or `method`) of a JSON body, on this machine; the JSON or text that comes back; None if no 2xx."""
     data = None if body is None else json.dumps(body).encode()
-    request = urllib.request.Request(url, data, {"Content-Type": "application/json"} if data else {})
+    request = urllib.request.Request(
+        url, data, {"Content-Type": "application/json"} if data else {}, method=method or None
+    )
     try:
         with _direct.open(request, timeout=10) as response:
             text = response.read().decode()

@@ -23,6 +23,7 @@ from pathlib import Path
 
 from gptmodel.errors import ConfigError, GptflowError
 from gptmodel.locks import exclusive
+from tasks.automations import SETTINGS, install
 from tasks.deployments import register
 from tasks.processes import Record, ServiceError, ask, port_taken, read, start, stop
 
@@ -89,6 +90,7 @@ def environment(folder: Path | None = None) -> dict[str, str]:
         "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "120",
         # The default keeps concurrency slots in memory, and a restarted server has forgotten them.
         "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE": "prefect.server.concurrency.lease_storage.filesystem",
+        **SETTINGS,
         "DO_NOT_TRACK": "1",
         "MLFLOW_DISABLE_TELEMETRY": "true",
         "MLFLOW_TRACKING_URI": mlflow.url if mlflow.alive else f"sqlite:///{folder / 'mlflow.db'}",
@@ -101,7 +103,7 @@ def environment(folder: Path | None = None) -> dict[str, str]:
 
 
 def up(folder: Path, say: Say = print) -> None:
-    """Start what does not run yet, register the deployments, and say where the pages are.
+    """Start what does not run yet, register deployments and automations, and say where the pages are.
 
     Raises ConfigError for a port that is taken or a folder that is no project, ServiceError for a service that died.
     """
@@ -123,10 +125,13 @@ def up(folder: Path, say: Say = print) -> None:
         restart = moved or not worker.healthy  # else it may be at work on a run, which the repair must not end
         if restart:
             _end(worker)
-            ask(f"{prefect.url}/api/work_pools/", {"name": POOL, "type": "process"})  # no 2xx: it is there already
+            # One run at a time. Not by a worker's --limit: in 3.8 that worker dies when a run is started again at once.
+            pool = {"name": POOL, "type": "process", "concurrency_limit": 1}
+            ask(f"{prefect.url}/api/work_pools/", pool)  # no 2xx: it is there already
             _begin(worker, prefect, mlflow, say)
         env = _child_environment(folder, prefect, mlflow)
         register(folder, f"{prefect.url}/api", env, folder / ".run" / "deploy.log", say)
+        install(f"{prefect.url}/api", say)
         _await(worker, say, fresh=restart)
     say(f"\nPrefect  {prefect.url}\nMLflow   {mlflow.url}\n")
     say("Run the pipeline:  .venv/bin/prefect deployment run 'pipeline/quickstart' --watch")
@@ -138,8 +143,7 @@ def down(folder: Path, say: Say = print) -> None:
     stopped = False
     if (folder / ".run").is_dir():
         with _alone(folder):
-            prefect, mlflow, worker = _services(folder)
-            for service in (worker, mlflow, prefect):
+            for service in reversed(_services(folder)):
                 if _end(service):
                     stopped = True
                     say(f"{service.title:<15} stopped")
@@ -165,7 +169,7 @@ def _services(
     mlflow_at = _port(folder / ".run" / "mlflow.json", "MLFLOW_PORT", mlflow_port, MLFLOW_PORT)
     prefect_command = (sys.executable, "-m", "prefect", "--no-prompt")
     server = (*prefect_command, "server", "start", "--host", HOST, "--port", str(at), "--analytics-off")
-    mlflow_server = (
+    tracker = (
         *(sys.executable, "-m", "mlflow", "server", "--host", HOST, "--port", str(mlflow_at), "--workers", "1"),
         *("--backend-store-uri", "sqlite:///mlflow.db"),
         # Artifacts by plain path and not through the server, so that runs made with and without it read alike: an
@@ -173,15 +177,11 @@ def _services(
         *("--no-serve-artifacts", "--default-artifact-root", "./mlruns"),
         *("--allowed-hosts", f"{HOST}:{mlflow_at},localhost:{mlflow_at}"),
     )
-    worker = (
-        *(*prefect_command, "worker", "start", "--pool", POOL, "--type", "process", "--name", "gptflow"),
-        *("--limit", "1", "--install-policy", "never"),  # two trainings at once on one machine only slow each other
-    )
+    words = f"worker start --pool {POOL} --type process --name gptflow --install-policy never"
+    worker = (*prefect_command, *words.split())
     return (
         Service(folder, "prefect", "Prefect server", at, server, lambda _: _says(at, "/api/health", True)),
-        Service(
-            folder, "mlflow", "MLflow server", mlflow_at, mlflow_server, lambda _: _says(mlflow_at, "/health", "OK")
-        ),
+        Service(folder, "mlflow", "MLflow server", mlflow_at, tracker, lambda _: _says(mlflow_at, "/health", "OK")),
         Service(folder, "worker", "Prefect worker", at, worker, lambda record: _worker_online(at, record)),
     )
 
@@ -259,7 +259,7 @@ def _end(service: Service) -> bool:
     if (record := read(service.file)) is None:
         return False
     found = stop(record, kin_seconds=_FLOW_STOP_SECONDS if service.name == "worker" else 0)
-    service.file.unlink()
+    service.file.unlink(missing_ok=True)
     return found > 0
 
 
@@ -279,7 +279,7 @@ def _is_ours(path: Path) -> bool:
     return path.is_file() and path.read_text().startswith(_PREFECT_TOML.splitlines()[0])
 
 
-def _alone(folder: Path) -> AbstractContextManager[None]:
+def _alone(folder: Path) -> AbstractContextManager[object]:
     return exclusive(folder / ".run" / "lock", "the services of this folder", wait=True)
 
 

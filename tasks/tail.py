@@ -4,31 +4,78 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import threading
 from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, Self
 
 log = logging.getLogger(__name__)
 Lines = list[dict[str, Any]]
+_PORTION_BYTES = 1 << 18
+_BEFORE_BYTES = 256  # more than a line of the smallest log, with its time
 
 
-class Tail:
-    """Calls `on_lines` every `seconds` with the new lines of finished steps; with the rest when the body ends.
+class LogReader:
+    """Reads a log in bounded portions: `portion` gives what follows the mark, `accept` sets the mark behind it.
 
-    A resumed run writes its log anew and makes some steps again: lines of steps already handed over are left out. An
-    error in `on_lines` is logged and ends the following, never the training.
+    What nobody can take yet stays in the file, so a reader that waits for hours holds no line in memory. A log that
+    was written anew (a resumed run drops the steps that it will make again) is another file, or has other bytes before
+    the mark, and is read from its beginning.
     """
 
-    def __init__(self, path: Path, on_lines: Callable[[Lines], None], seconds: float = 1.0) -> None:
-        self._path, self._on_lines, self._seconds = path, on_lines, seconds
-        self._seen, self._offset, self._inode = -1, 0, -1
-        self._held: Lines = []
-        self._end = threading.Event()
-        self._thread = threading.Thread(target=self._follow, daemon=True, name=f"tail-{path.parent.name}")
+    def __init__(self, path: Path, offset: int = 0, before: str = "") -> None:
+        self._path, self.offset, self._before = path, offset, bytes.fromhex(before)
+        self._inode = 0
+        self._taken = b""
 
-    def __enter__(self) -> Tail:
+    @property
+    def before(self) -> str:
+        """The bytes before the mark, as hex: with `offset` all that another reader needs to go on from here."""
+        return self._before.hex()
+
+    def portion(self) -> Lines:
+        """The next whole lines after the mark, at most a quarter of a MB (or one longer line); [] if there are none."""
+        if not self._path.exists():
+            return []
+        with self._path.open("rb") as file:
+            inode = os.fstat(file.fileno()).st_ino
+            file.seek(self.offset - len(self._before))
+            if self._inode not in (0, inode) or file.read(len(self._before)) != self._before:
+                self.rewind()
+                file.seek(0)
+            self._inode = inode
+            text = file.read(_PORTION_BYTES)
+            while b"\n" not in text and (more := file.read(_PORTION_BYTES)):
+                text += more
+        self._taken = text[: text.rfind(b"\n") + 1]
+        return [json.loads(line) for line in self._taken.splitlines()]
+
+    def accept(self) -> None:
+        """Set the mark behind the last portion."""
+        self.offset += len(self._taken)
+        self._before = (self._before + self._taken)[-_BEFORE_BYTES:]
+        self._taken = b""
+
+    def rewind(self) -> None:
+        """Set the mark to the beginning."""
+        self.offset, self._before, self._taken = 0, b"", b""
+
+
+class Ticker:
+    """Calls `call(last)` in a thread every `seconds` while the body runs, and a last time when it ends.
+
+    The end waits for the last call, but not longer than `patience` seconds: the thread then goes on alone. An error
+    in `call` is logged and ends the calls, never the body.
+    """
+
+    def __init__(self, call: Callable[[bool], None], seconds: float, name: str, patience: float) -> None:
+        self._call, self._seconds, self._patience = call, seconds, patience
+        self._end = threading.Event()
+        self._thread = threading.Thread(target=self._run, daemon=True, name=name)
+
+    def __enter__(self) -> Self:
         self._thread.start()
         return self
 
@@ -36,39 +83,34 @@ class Tail:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._end.set()
-        self._thread.join(timeout=60)
+        self._thread.join(self._patience)
 
-    def _follow(self) -> None:
+    @property
+    def running(self) -> bool:
+        """Whether the last call has not returned yet."""
+        return self._thread.is_alive()
+
+    def _run(self) -> None:
         try:
-            ended = False
-            while not ended:
-                ended = self._end.wait(self._seconds)
-                self._hand_over(last=ended)
+            last = False
+            while not last:
+                last = self._end.wait(self._seconds)
+                self._call(last)
         except Exception:
-            log.exception("no longer following %s", self._path)
+            log.exception("%s: no longer following", self._thread.name)
 
-    def _hand_over(self, *, last: bool) -> None:
-        new = self._read()  # first: it empties what is held when the log was written anew
-        self._held += [line for line in new if line["step"] > self._seen]
-        if not self._held:
-            return
-        # A step may have two lines, of training and of validation, so the newest step waits for the next.
-        newest = self._held[-1]["step"]
-        ready = [line for line in self._held if last or line["step"] < newest]
-        if ready:
-            self._held = self._held[len(ready) :]
-            self._seen = ready[-1]["step"]
-            self._on_lines(ready)
 
-    def _read(self) -> Lines:
-        if not self._path.exists():
-            return []
-        with self._path.open("rb") as file:
-            inode = self._path.stat().st_ino
-            if inode != self._inode:
-                self._inode, self._offset, self._held = inode, 0, []
-            file.seek(self._offset)
-            text = file.read()
-        whole = text[: text.rfind(b"\n") + 1]
-        self._offset += len(whole)
-        return [json.loads(line) for line in whole.splitlines()]
+class Tail(Ticker):
+    """Calls `on_lines` every `seconds` with the new lines of a log, and with the rest when the body ends.
+
+    After a resumed run wrote the log anew, lines may come again.
+    """
+
+    def __init__(self, path: Path, on_lines: Callable[[Lines], None], seconds: float = 1.0) -> None:
+        super().__init__(self._pass_on, seconds, f"tail of {path}", patience=10.0)
+        self._reader, self._on_lines = LogReader(path), on_lines
+
+    def _pass_on(self, last: bool) -> None:
+        while lines := self._reader.portion():
+            self._on_lines(lines)
+            self._reader.accept()

@@ -195,6 +195,7 @@ def forge(path: Path, change: Any) -> None:
     lines = sorted(f"{entry['sha256']} {entry['name']}" for entry in raw["files"])
     raw["digest"] = hashlib.sha256("\n".join(lines).encode()).hexdigest()
     raw["fingerprint"] = request.fingerprint
+    del raw["seal"]  # as in a manifest of an older version
     (path / MANIFEST).write_text(json.dumps(raw))
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from gptmodel.download import download
+from gptmodel.download import _is_public, download
 from gptmodel.errors import DataError, NetworkError
 
 BODY = bytes(range(256)) * 400
@@ -258,11 +258,24 @@ def test_a_redirect_to_a_file_of_this_machine_is_refused(server: Server, target:
 
 
 @pytest.mark.parametrize(
-    "host", ["127.0.0.1", "10.0.0.8", "169.254.169.254", "[::1]", "[::ffff:127.0.0.1]", "0", "2130706433"]
+    "host",
+    [
+        *("127.0.0.1", "10.0.0.8", "169.254.169.254", "[::1]", "0", "2130706433"),
+        # An IPv4 address inside: mapped, compatible, 6to4, NAT64, and a network's own NAT64.
+        *("[::ffff:127.0.0.1]", "[::127.0.0.1]", "[2002:7f00:1::]", "[2002:c0a8:1::1]", "[64:ff9b::7f00:1]"),
+        *("[64:ff9b::a9fe:a9fe]", "[64:ff9b:1::808:808]"),
+    ],
 )
 def test_private_addresses_are_refused_unless_allowed(target: Path, host: str) -> None:
     with pytest.raises(DataError, match="allow_private_addresses"):
         download(f"http://{host}/data.txt", target, sha256=SHA, timeout=1)
+
+
+@pytest.mark.parametrize(
+    "address", ["8.8.8.8", "2606:4700::1", "::ffff:8.8.8.8", "2002:808:808::1", "64:ff9b::808:808"]
+)
+def test_public_addresses_are_public(address: str) -> None:
+    assert _is_public(address)
 
 
 def test_a_redirect_to_a_private_address_is_refused(

@@ -7,47 +7,85 @@ from threading import Event
 from typing import Any
 
 from gptmodel.metrics_log import MetricsLog
-from tasks.tail import Tail
+from tasks.tail import LogReader, Tail, Ticker
 
 
-def test_each_step_is_handed_over_once_even_if_a_resumed_run_makes_it_again(tmp_path: Path) -> None:
-    path = tmp_path / "metrics.jsonl"
+def write(path: Path, start: int, steps: range) -> None:
     log = MetricsLog(path)
-    log.start(-1)
-    got: list[dict[str, Any]] = []
+    log.start(start)
+    for step in steps:
+        log.log(step, tokens=step, metrics={"a": step})
+    log.close()
+
+
+def read_all(reader: LogReader) -> list[int]:
+    steps = []
+    while lines := reader.portion():
+        steps += [line["step"] for line in lines]
+        reader.accept()
+    return steps
+
+
+def test_lines_come_while_they_are_written_and_the_rest_at_the_end(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    got: list[int] = []
     arrived = Event()
 
     def take(lines: list[dict[str, Any]]) -> None:
-        got.extend(lines)
+        got.extend(line["step"] for line in lines)
         arrived.set()
 
     with Tail(path, take, seconds=0.01):
-        for step in (1, 2, 3):
-            log.log(step, tokens=step, metrics={"a": step})
-        log.log(3, tokens=3, metrics={"b": 3})
+        write(path, -1, range(1, 4))
         assert arrived.wait(10)
-        log.close()
-        log.start(2)  # the run was killed after step 3 and resumes from step 2
-        for step in (3, 4):
-            log.log(step, tokens=step, metrics={"a": step})
-        log.close()
         with path.open("a") as file:
-            file.write('{"step": 5, "tok')
-    steps = [(line["step"], *line["metrics"]) for line in got]
-    assert [s for s in steps if s[1] == "a"] == [(1, "a"), (2, "a"), (3, "a"), (4, "a")]
-    assert len(steps) == len(set(steps))
+            file.write('{"step": 4, "tokens": 4, "time": 0}\n{"step": 5, "tok')
+    assert got == [1, 2, 3, 4]
+
+
+def test_a_log_that_a_resumed_run_wrote_anew_is_read_from_its_beginning(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    write(path, -1, range(1, 6))
+    reader = LogReader(path)
+    assert read_all(reader) == [1, 2, 3, 4, 5]
+    write(path, 2, range(3, 8))  # killed after step 5, gone on from the checkpoint of step 2; longer than before
+    assert read_all(reader) == [1, 2, 3, 4, 5, 6, 7]
+
+
+def test_what_is_not_accepted_comes_again_and_another_reader_goes_on_from_the_mark(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    write(path, -1, range(1, 4))
+    reader = LogReader(path)
+    assert [line["step"] for line in reader.portion()] == [1, 2, 3]
+    assert [line["step"] for line in reader.portion()] == [1, 2, 3]
+    reader.accept()
+    write(path, 3, range(4, 6))
+    assert read_all(LogReader(path, reader.offset, reader.before)) == [4, 5]
+
+
+def test_a_long_log_is_read_in_portions(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    write(path, -1, range(20_000))
+    reader = LogReader(path)
+    assert len(reader.portion()) < 10_000
+    assert read_all(reader) == list(range(20_000))
 
 
 def test_a_failing_listener_does_not_stop_the_body(tmp_path: Path, caplog: Any) -> None:
     path = tmp_path / "metrics.jsonl"
-    log = MetricsLog(path)
-    log.start(-1)
-    log.log(1, tokens=1, metrics={})
+    write(path, -1, range(1, 2))
 
     def fail(lines: list[dict[str, Any]]) -> None:
         raise RuntimeError("the listener is broken")
 
     with Tail(path, fail, seconds=0.01):
-        log.log(2, tokens=2, metrics={})
-    log.close()
+        pass
     assert "no longer following" in caplog.text
+
+
+def test_the_end_waits_no_longer_than_its_patience() -> None:
+    answered = Event()
+    with Ticker(lambda _last: bool(answered.wait(60)), 0.01, "stuck", patience=0.1) as ticker:
+        pass
+    assert ticker.running
+    answered.set()

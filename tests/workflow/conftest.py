@@ -1,4 +1,4 @@
-"""A real Prefect server and a real MLflow database, once for all tests of this folder that ask for them."""
+"""Real servers, and a real MLflow database, once for all tests of this folder that ask for them."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+from benchmarks.mlflow_server import Server
 
 
 @pytest.fixture(scope="session")
@@ -27,3 +29,10 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         with prefect_test_harness(server_startup_timeout=180):
             yield folder
         os.chdir(before)
+
+
+@pytest.fixture(scope="session")
+def mlflow_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """An MLflow server of its own process; a test may kill it, and starts it again."""
+    with Server(tmp_path_factory.mktemp("mlflow")) as server:
+        yield server

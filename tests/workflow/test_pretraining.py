@@ -23,12 +23,10 @@ from gptmodel.artifacts import Artifact, Store
 from gptmodel.config import PipelineConfig
 from gptmodel.errors import (
     ArtifactError,
-    ChildDiedError,
     ConfigError,
     DataError,
     Interrupted,
     LockHeldError,
-    TrainingError,
 )
 from gptmodel.metrics_log import read_lines
 from gptmodel.pretraining import Training, plan_training, pretrain
@@ -71,25 +69,6 @@ def signal_at_step(signum: int, step: int) -> tuple[list[str], Callable[[str], N
             lines.append("sent")
 
     return lines, on_line
-
-
-def test_a_killed_training_goes_on_to_the_same_bytes(
-    data: tuple[Store, Artifact], tiny: Tiny, undisturbed: Artifact
-) -> None:
-    store, shards = data
-    training = plan_training(store, tiny(), shards)
-    _, kill = signal_at_step(signal.SIGKILL, 6)
-    with pytest.raises(ChildDiedError, match="killed by SIGKILL"):
-        pretrain(store, training, on_line=kill)
-    assert store.find(training.request) is None
-    lines: list[str] = []
-    artifact, reused = pretrain(store, training, on_line=lines.append)
-    assert not reused
-    assert any(line.startswith("going on from the checkpoint of step") for line in lines)
-    assert artifact.digest == undisturbed.digest
-    steps = [line["step"] for line in read_lines(training.metrics_file) if "train/loss" in line["metrics"]]
-    assert steps == list(range(1, 13))
-    assert pretrain(store, training)[1], "a second call reuses it"
 
 
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
@@ -139,13 +118,6 @@ store = Store(Path(sys.argv[1]))
 config = parse_config(json.loads(sys.argv[3]), PipelineConfig)
 pretrain(store, plan_training(store, config, store.resolve(sys.argv[2])), on_line=lambda l: print(l, flush=True))
 """
-
-
-def test_a_loss_that_is_not_finite_stops_before_the_update(data: tuple[Store, Artifact], tiny: Tiny) -> None:
-    store, shards = data
-    wild = tiny("train.optimizer.learning_rate=1e30", "train.optimizer.warmup_steps=0", "train.checkpoint_every=1")
-    with pytest.raises(TrainingError, match=r"at step \d+, before its update.*holds windows \d+"):
-        pretrain(store, plan_training(store, wild, shards), on_line=lambda _: None)
 
 
 def test_two_processes_follow_the_same_curve_as_one(

@@ -5,6 +5,7 @@ One project folder serves all tests, in this order; the last one takes it down.
 
 from __future__ import annotations
 
+import http.client
 import json
 import os
 import shutil
@@ -135,6 +136,40 @@ def test_what_the_flow_tracked_is_shown_by_the_server_and_read_without_it(projec
     read = "import mlflow, sys; print(mlflow.artifacts.load_text(f'runs:/{sys.argv[1]}/said.txt'))"
     done = project.run("-c", read, run_id, MLFLOW_TRACKING_URI="sqlite:///mlflow.db")
     assert "good day" in done.stdout, done.stderr
+
+
+def test_nothing_listens_on_other_addresses(project: Project) -> None:
+    found: dict[int, set[str]] = {}
+    for process in psutil.process_iter():
+        try:
+            if Path(process.cwd()).is_relative_to(project.folder):
+                for socket_ in process.net_connections("all"):
+                    if socket_.status == psutil.CONN_LISTEN and socket_.laddr:
+                        found.setdefault(socket_.laddr.port, set()).add(socket_.laddr.ip)
+        except psutil.Error:
+            continue
+    assert {project.prefect_port, project.mlflow_port} <= set(found)
+    assert {address for addresses in found.values() for address in addresses} == {"127.0.0.1"}
+
+
+def test_a_foreign_host_name_is_refused_by_mlflow(project: Project) -> None:
+    """A page elsewhere whose name was made to point at this machine must not read the runs (DNS rebinding)."""
+    answers = {}
+    for host in (f"127.0.0.1:{project.mlflow_port}", f"localhost:{project.mlflow_port}", "evil.example"):
+        connection = http.client.HTTPConnection("127.0.0.1", project.mlflow_port, timeout=30)
+        connection.request("GET", "/ajax-api/2.0/mlflow/experiments/search?max_results=1", headers={"Host": host})
+        answers[host] = connection.getresponse().status
+        connection.close()
+    assert list(answers.values()) == [200, 200, 403], answers
+
+
+def test_neither_server_reports_home(project: Project) -> None:
+    for name in ("prefect", "mlflow"):
+        env = psutil.Process(project.pid(name)).environ()
+        told = (env["PREFECT_SERVER_ANALYTICS_ENABLED"], env["DO_NOT_TRACK"], env["MLFLOW_DISABLE_TELEMETRY"])
+        assert told == ("false", "1", "true")
+    settings = ask(f"http://127.0.0.1:{project.prefect_port}/api/admin/settings")
+    assert settings["server"]["analytics_enabled"] is False
 
 
 def test_the_command_line_is_told_of_the_servers(project: Project) -> None:

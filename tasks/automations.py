@@ -1,0 +1,100 @@
+"""What the Prefect server does by itself when a run dies: it marks it Crashed, and starts it again, up to a limit.
+
+A worker notices within a second that the process of a run is gone. If the worker is gone as well, only the run's own
+heartbeats are left to notice: `make up` has the server mark a run that is silent for too long. A crashed run of a
+deployment with the tag `gptflow` is scheduled again, under the same id; its steps reuse what is done, and training goes
+on from its checkpoint. A run that failed, or that was cancelled, is left alone.
+
+A run that dies before it has begun (still Pending) sends no heartbeat and is not found by this.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable
+from typing import Any
+
+from tasks.processes import ServiceError, ask
+
+TAG = "gptflow"
+HEARTBEAT_SECONDS = 30  # Prefect takes no less
+SILENCE_SECONDS = 90.0  # with less than three heartbeats, living runs are marked
+RESTARTS = 2
+PAUSE_SECONDS = 30.0  # the worker reports a crash twice, seconds apart: a run that is back by then is hit by the second
+SETTINGS = {
+    "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": str(HEARTBEAT_SECONDS),
+    # On a busy machine its database is locked for longer than the 5 s that it waits, and events are dropped.
+    "PREFECT_SERVER_DATABASE_CONNECTION_TIMEOUT": "60",
+}
+
+_ENDS = ("Completed", "Failed", "Crashed", "Cancelled", "TimedOut")
+_WAITS = ("Paused", "Suspended", "Scheduled", "AwaitingRetry", "AwaitingConcurrencySlot", "Late", "Pending")
+
+AUTOMATIONS: tuple[dict[str, Any], ...] = (
+    {
+        "name": "gptflow: mark silent runs",
+        "description": f"A running flow that sent no heartbeat for {SILENCE_SECONDS:.0f} s is marked Crashed.",
+        "trigger": {
+            "type": "event",
+            "posture": "Proactive",
+            "match": {"prefect.resource.id": "prefect.flow-run.*"},
+            "for_each": ["prefect.resource.id"],
+            "after": ["prefect.flow-run.Running", "prefect.flow-run.heartbeat"],
+            "expect": ["prefect.flow-run.heartbeat", *(f"prefect.flow-run.{name}" for name in (*_ENDS, *_WAITS))],
+            "threshold": 1,
+            "within": SILENCE_SECONDS,
+        },
+        "actions": [
+            {
+                "type": "change-flow-run-state",
+                "state": "CRASHED",
+                "message": f"No heartbeat for {SILENCE_SECONDS:.0f} s: its process and its worker are gone.",
+            }
+        ],
+    },
+    {
+        "name": "gptflow: restart crashed runs",
+        "description": f"A crashed run of a deployment tagged {TAG} is started again, up to {RESTARTS} times.",
+        "trigger": {
+            "type": "event",
+            "posture": "Proactive",
+            "match": {
+                "prefect.resource.id": "prefect.flow-run.*",
+                "prefect.run-count": [str(count) for count in range(1, RESTARTS + 1)],
+            },
+            "match_related": {"prefect.resource.role": "tag", "prefect.resource.id": f"prefect.tag.{TAG}"},
+            "for_each": ["prefect.resource.id"],
+            "after": ["prefect.flow-run.Crashed"],
+            "expect": [f"prefect.flow-run.{name}" for name in ("Running", *_WAITS)],  # somebody was faster
+            "threshold": 1,
+            "within": PAUSE_SECONDS,
+        },
+        "actions": [
+            {
+                "type": "change-flow-run-state",
+                "state": "SCHEDULED",
+                "name": "AwaitingRetry",
+                "message": f"It crashed, and is started again: {RESTARTS} times at most.",
+            }
+        ],
+    },
+)
+
+
+def install(api: str, say: Callable[[str], None]) -> None:
+    """Make these automations known to a server, or bring those of an older version up to date.
+
+    One that a person has changed or switched off since stays so. ServiceError where the server refuses one.
+    """
+    there = {found["name"]: found for found in ask(f"{api}/automations/filter", {"limit": 200}) or []}
+    for wanted in AUTOMATIONS:
+        version = "gptflow-" + hashlib.sha256(json.dumps(wanted, sort_keys=True).encode()).hexdigest()[:12]
+        found = there.get(wanted["name"])
+        if found and version in found["tags"]:
+            continue
+        body = {**wanted, "tags": [version], "enabled": found is None or found["enabled"]}
+        where, method = (f"{api}/automations/{found['id']}", "PUT") if found else (f"{api}/automations/", "POST")
+        if ask(where, body, method) is None:
+            raise ServiceError(f"the Prefect server refused the automation {wanted['name']!r}")
+        say(f"{'Automation':<15} {'renewed' if found else 'installed'}: {wanted['name'].partition(': ')[2]}")

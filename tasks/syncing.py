@@ -1,0 +1,163 @@
+"""Brings MLflow up to date with the store: what `gptflow sync` does for all, and each step for its own artifact."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+
+from mlflow.entities import Run
+
+from gptmodel.artifacts import MANIFEST, Artifact, Store, load_artifact
+from gptmodel.errors import ArtifactError, LockHeldError
+from gptmodel.locks import Hold, exclusive
+from gptmodel.pretraining import RUNS
+from tasks.cards import CARD_FILE, Card, load_card, model_card, run_dir_of, save_card
+from tasks.feed import FLUSH_SECONDS, LOCK_FILE, METRICS_FILE, Feed, noted_state
+from tasks.recording import evaluation_tag, record_evaluation, record_model
+from tasks.tracking import COMPLETE_TAG, FAILURES, bounded, client, first_line, set_status, set_tags
+
+log = logging.getLogger(__name__)
+_BYTES_PER_SECOND = 20e6  # a healthy artifact store is given the time to take a large model
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a sync did for a run or an evaluation."""
+
+    label: str
+    what: str
+    """sent, current (there was nothing to send), in use (a run that is going on tells MLflow itself), or failed."""
+    points: int = 0
+    detail: str = ""
+
+
+def sync_store(store: Store) -> Iterator[Outcome]:
+    """Send what MLflow lacks of every run, model and evaluation of the store. Ends early if MLflow is out of reach."""
+    runs = [card.parent for card in sorted((store.root / RUNS).glob(f"*/{CARD_FILE}"))]
+    evaluations = [m.parent for m in sorted((store.root / "evaluation").glob(f"[!.]*/{MANIFEST}"))]
+    for path in (*runs, *evaluations):
+        label = f"{path.parent.name.replace(RUNS, 'run')}/{path.name}"
+        try:
+            yield sync_run(store, path) if path in runs else sync_evaluation(store, load_artifact(path))
+        except LockHeldError as error:
+            yield Outcome(label, "in use", detail=str(error))
+        except (*FAILURES, ArtifactError) as error:
+            yield Outcome(label, "failed", detail=first_line(error))
+            if not isinstance(error, ArtifactError) and not _answers():
+                return
+
+
+def _answers() -> bool:
+    try:
+        client().search_experiments(max_results=1)
+    except FAILURES:
+        return False
+    return True
+
+
+def sync_run(store: Store, run_dir: Path) -> Outcome:
+    """Numbers, pictures, samples, model, registration and status of one run, each once.
+
+    LockHeldError if the run is going on, or another process is at it.
+    """
+    card = load_card(run_dir)
+    with _alone(run_dir, card) as hold:
+        return _sync_run(store, run_dir, card, hold)[0]
+
+
+def _sync_run(store: Store, run_dir: Path, card: Card, hold: Hold) -> tuple[Outcome, Run]:
+    label = f"{card.kind}/{card.fingerprint[:16]}"
+    feed = Feed(card, run_dir, hold.check)
+    run = feed.connect()
+    model = _published(store, card)
+    if run.data.tags.get(COMPLETE_TAG) and model is not None:
+        set_status(run, "FINISHED")
+        return Outcome(label, "current"), run
+    points = feed.push()
+    status = "FINISHED" if model else noted_state(run_dir)
+    changed = bool(points) or run.info.status != status
+    if model is not None:
+        hold.check()
+        record_model(run, model, chain_of(store, model), run_dir / METRICS_FILE, card.model_name)
+        changed = True
+    hold.check()
+    set_status(run, status)
+    if model is not None:
+        set_tags(run.info.run_id, {COMPLETE_TAG: "true"})
+    run = client().get_run(run.info.run_id)
+    return Outcome(label, "sent" if changed else "current", points), run
+
+
+def sync_evaluation(store: Store, evaluation: Artifact) -> Outcome:
+    """An evaluation, after the run of the model that it judges."""
+    model, shards = (_input(store, evaluation, number) for number in (0, 1))
+    run_dir = run_dir_of(store, model.fingerprint)
+    save_card(run_dir, model_card(model, f"{model.kind}-{model.path.name[:8]}", register=False), anew=False)
+    card = load_card(run_dir)
+    with _alone(run_dir, card) as hold:
+        _, run = _sync_run(store, run_dir, card, hold)
+        if run.data.tags.get(evaluation_tag(evaluation)) == evaluation.digest:
+            return Outcome(evaluation.label, "current")
+        hold.check()
+        record_evaluation(run, evaluation, shards)
+    return Outcome(evaluation.label, "sent")
+
+
+def settle(work: Callable[[], object], what: str, n_bytes: int = 0) -> None:
+    """Do the work in a thread, and wait FLUSH_SECONDS for it, and longer only for `n_bytes` that are to be uploaded.
+
+    A step ends then; what is missing is sent by the next step that looks at the same artifact, or by `gptflow sync`.
+    """
+
+    def run() -> None:
+        try:
+            with bounded(what):
+                work()
+        except LockHeldError as error:
+            log.info("%s: %s", what, error)
+        except Exception:  # the artifact stands, and no tracker is a reason to fail
+            log.exception("%s is not sent to MLflow", what)
+
+    thread = threading.Thread(target=run, daemon=True, name=f"settle {what}")
+    thread.start()
+    seconds = FLUSH_SECONDS + n_bytes / _BYTES_PER_SECOND
+    thread.join(seconds)
+    if thread.is_alive():
+        log.warning("MLflow took longer than %.0f s; what %s lacks there is sent by `gptflow sync`", seconds, what)
+
+
+def size_of(artifact: Artifact) -> int:
+    return sum(entry.bytes for entry in artifact.files)
+
+
+def chain_of(store: Store, artifact: Artifact) -> list[Artifact]:
+    """All that an artifact was made from, as far as the store still has it, origins first."""
+    found: dict[str, Artifact] = {}
+    for number, ref in enumerate(artifact.request.inputs):
+        if not (store.root / ref.kind).exists():
+            continue  # a source from outside
+        try:
+            made_from = _input(store, artifact, number)
+        except ArtifactError as error:
+            log.warning("%s: its lineage is sent without it: %s", artifact.label, error)
+            continue
+        found |= {a.fingerprint: a for a in (*chain_of(store, made_from), made_from)}
+    return list(found.values())
+
+
+def _input(store: Store, artifact: Artifact, number: int) -> Artifact:
+    ref = artifact.request.inputs[number]
+    return load_artifact(store.root / ref.kind / ref.fingerprint[:16])
+
+
+def _published(store: Store, card: Card) -> Artifact | None:
+    path = store.root / card.kind / card.fingerprint[:16]
+    return load_artifact(path) if (path / MANIFEST).exists() else None
+
+
+def _alone(run_dir: Path, card: Card) -> AbstractContextManager[Hold]:
+    return exclusive(run_dir / LOCK_FILE, f"the MLflow run of {card.run_name}")

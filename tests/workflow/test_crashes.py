@@ -1,0 +1,226 @@
+"""Runs that die under a real server and worker: marked, started again, and cancelled cleanly.
+
+One project folder with its servers serves the slow tests, in this order.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from gptmodel.metrics_log import read_lines
+from tasks import automations
+from tasks.automations import install
+from tasks.processes import ask
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+FLOW = """
+import os, time
+from pathlib import Path
+from prefect import flow
+
+@flow
+def patient(enough: str) -> None:
+    with open("attempts", "a") as file:
+        print(os.getpid(), file=file, flush=True)
+    while not Path(enough).exists():
+        time.sleep(0.1)
+"""
+DEPLOYMENTS = """
+deployments:
+- {name: once, entrypoint: patient_flow.patient, tags: [gptflow], work_pool: {name: local}}
+- {name: tiny, entrypoint: flows.pretrain.pretrain, tags: [gptflow], work_pool: {name: local}}
+"""
+
+
+@dataclass
+class Project:
+    folder: Path
+    ports: dict[str, str]
+
+    @property
+    def api(self) -> str:
+        return f"http://127.0.0.1:{self.ports['PREFECT_PORT']}/api"
+
+    def run(self, *words: str, **env: str) -> str:
+        """`python WORDS` in the folder, as from a shell in which nothing was exported; what it printed."""
+        clean = {k: v for k, v in os.environ.items() if not k.startswith(("PREFECT_", "MLFLOW_", "GPTFLOW_"))}
+        command = [sys.executable, *words]
+        done = subprocess.run(
+            command, cwd=self.folder, env=clean | env, capture_output=True, text=True, timeout=250, check=False
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    def up(self) -> str:
+        return self.run("-m", "tasks.services", "up", **self.ports)
+
+    def kill(self, service: str) -> None:
+        pid = int(json.loads((self.folder / ".run" / f"{service}.json").read_text())["pid"])
+        os.kill(pid, signal.SIGKILL)
+        until(lambda: not psutil.pid_exists(pid), f"{service} to be gone")
+
+    def start(self, deployment: str, **parameters: Any) -> str:
+        """Ask the server for a run; its id."""
+        found = ask(f"{self.api}/deployments/name/{deployment}")
+        return str(ask(f"{self.api}/deployments/{found['id']}/create_flow_run", {"parameters": parameters})["id"])
+
+    def of(self, run: str) -> tuple[str, int]:
+        """State name and run count."""
+        found = ask(f"{self.api}/flow_runs/{run}") or {"state": {"name": "?"}, "run_count": -1}
+        return found["state"]["name"], found["run_count"]
+
+    def states(self, run: str) -> list[dict[str, Any]]:
+        return list(ask(f"{self.api}/flow_run_states/?flow_run_id={run}") or [])
+
+    def attempts(self) -> list[int]:
+        file = self.folder / "attempts"
+        return [int(line) for line in file.read_text().split()] if file.exists() else []
+
+    def next_attempt(self, number: int) -> int:
+        """Pid of the process of the `number`th attempt, counted from 1 over all runs."""
+        until(lambda: len(self.attempts()) >= number, f"attempt {number}")
+        return self.attempts()[number - 1]
+
+
+def free_port() -> str:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return str(probe.getsockname()[1])
+
+
+def until(condition: Callable[[], bool], what: str, seconds: float = 180) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, f"waited in vain: {what}"
+        time.sleep(0.1)
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Project]:
+    folder = tmp_path_factory.mktemp("crashes")
+    for room in ("gptmodel", "tasks", "flows"):
+        shutil.copytree(REPOSITORY / room, folder / room, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(REPOSITORY / "pyproject.toml", folder)
+    (folder / "patient_flow.py").write_text(FLOW)
+    (folder / "prefect.yaml").write_text(DEPLOYMENTS)
+    project = Project(folder, {"PREFECT_PORT": free_port(), "MLFLOW_PORT": free_port()})
+    try:
+        assert "installed: mark silent runs" in project.up()
+        yield project
+    finally:
+        project.run("-m", "tasks.services", "down")
+
+
+@pytest.mark.slow
+def test_a_restart_of_the_server_during_a_run_does_no_harm(project: Project) -> None:
+    before = len(project.attempts())
+    run = project.start("patient/once", enough="after restart")
+    project.next_attempt(before + 1)
+    project.kill("prefect")
+    assert "Prefect worker  running already" in project.up()
+    (project.folder / "after restart").touch()
+    until(lambda: project.of(run) == ("Completed", 1), "the run to end")
+
+
+@pytest.mark.slow
+def test_cancelling_saves_and_leaves_no_process(project: Project, tiny_sets: list[str]) -> None:
+    from gptmodel.settings import merge_layers
+
+    _, wanted = merge_layers("smoke", None, [*tiny_sets, "train.max_steps=1000000", "train.checkpoint_every=1000000"])
+    run = project.start("pretrain/tiny", preset="smoke", overrides=wanted)
+    store = project.folder / "store"
+    until(
+        lambda: any(line["step"] >= 5 for log in store.glob(".runs/*/metrics.jsonl") for line in read_lines(log)),
+        "training to begin",
+    )
+    assert training_processes(project.folder)
+    project.run("-m", "prefect", "flow-run", "cancel", run)
+    until(lambda: project.of(run)[0] == "Cancelled", "the run to be cancelled")
+    until(lambda: not training_processes(project.folder), "its processes to end")
+    (saved,) = store.glob("checkpoint/.building-*/.work/checkpoints/step-*")
+    assert int(saved.name.removeprefix("step-")) >= 5
+    assert project.of(run) == ("Cancelled", 1), "and it is not started again"
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_a_run_that_died_with_its_worker_is_marked_within_two_minutes_and_goes_on(project: Project) -> None:
+    before = len(project.attempts())
+    run = project.start("patient/once", enough="after silence")
+    pid = project.next_attempt(before + 1)
+    project.kill("worker")
+    os.kill(pid, signal.SIGKILL)
+    killed = time.time()
+
+    def crashes() -> list[dict[str, Any]]:
+        return [state for state in project.states(run) if state["type"] == "CRASHED"]
+
+    until(lambda: len(crashes()) > 0, "the silent run to be marked")
+    (crashed,) = crashes()
+    assert crashed["message"].startswith("No heartbeat")
+    assert datetime.fromisoformat(crashed["timestamp"]).timestamp() - killed < 120
+    project.up()
+    project.next_attempt(before + 2)
+    (project.folder / "after silence").touch()
+    until(lambda: project.of(run) == ("Completed", 2), "the run to end")
+
+
+def training_processes(folder: Path) -> list[str]:
+    """Command lines of what runs in the folder, or on its store, besides the services."""
+    found = []
+    for process in psutil.process_iter():
+        try:
+            words = " ".join(process.cmdline())
+            if ("gptmodel.worker" in words and str(folder) in words) or (
+                Path(process.cwd()).is_relative_to(folder) and ("flow-run" in words or "flow_engine" in words)
+            ):
+                found.append(words)
+        except psutil.Error:
+            continue
+    return found
+
+
+def test_automations_are_installed_once_and_what_a_person_changed_stands(
+    workplace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from prefect.settings import PREFECT_API_URL
+
+    api, said = str(PREFECT_API_URL.value()), list[str]()
+
+    def there() -> list[dict[str, Any]]:
+        return [found for found in ask(f"{api}/automations/filter", {}) if found["name"].startswith("gptflow: ")]
+
+    install(api, said.append)
+    assert [line.split()[1] for line in said] == ["installed:"] * 2
+    install(api, said.append)
+    assert len(said) == len(there()) == 2
+    for found in there():
+        ask(f"{api}/automations/{found['id']}", {"enabled": False}, "PATCH")
+    install(api, said.append)
+    assert len(said) == 2
+    newer = ({**automations.AUTOMATIONS[0], "description": "in other words"}, automations.AUTOMATIONS[1])
+    monkeypatch.setattr(automations, "AUTOMATIONS", newer)
+    install(api, said.append)
+    assert "renewed: mark silent runs" in said[2]
+    assert len(said) == 3
+    assert sorted((f["description"] == "in other words", f["enabled"]) for f in there()) == [
+        (False, False),
+        (True, False),
+    ]
+    for found in there():
+        ask(f"{api}/automations/{found['id']}", method="DELETE")
