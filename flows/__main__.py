@@ -156,9 +156,10 @@ def _prepare_environment() -> None:
 
 def _run(flow: Callable[..., Any], **parameters: Any) -> dict[str, Artifact]:
     """Run a flow in this process and return its artifacts."""
-    from tasks.console import quiet_prefect
+    from tasks.console import quiet_prefect, start_server_apart
 
     quiet_prefect()
+    start_server_apart()
     found: dict[str, Artifact] = flow(**parameters)
     return found
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import signal
 
 from gptmodel.errors import GptflowError
 
@@ -23,3 +24,21 @@ def quiet_prefect() -> None:
     setup_logging()
     for handler in logging.getLogger().handlers:  # where Prefect puts its console
         handler.addFilter(_Quiet())
+
+
+def start_server_apart() -> None:
+    """Start Prefect's temporary server, where one is needed, so that a Ctrl-C in the terminal does not reach it.
+
+    The terminal sends the signal to every process of the command; without its server the end of a run could not be
+    told, and each message that is lost would be a screenful.
+    """
+    from prefect.server.api.server import SubprocessASGIServer
+    from prefect.settings import PREFECT_API_URL
+
+    if PREFECT_API_URL.value():
+        return
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # a child is born with what its parent blocks
+    try:
+        SubprocessASGIServer().start()  # there is one in a process; the flow finds it running
+    finally:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})

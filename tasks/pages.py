@@ -7,6 +7,7 @@ import re
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from contextvars import copy_context
 from typing import Any, cast
 from uuid import UUID
 
@@ -19,6 +20,7 @@ from prefect.artifacts import (
 )
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.theme import Theme
 
 from gptmodel.artifacts import Artifact
 
@@ -60,6 +62,7 @@ def progress(what: str) -> Iterator[Update]:
     """
     artifact: UUID | None = None
     shown = 0.0
+    run = copy_context()  # `update` may be called in another thread, and Prefect asks which run it belongs to
     with _bar() as bar:
         number = bar.add_task(what, total=None)
 
@@ -68,17 +71,21 @@ def progress(what: str) -> Iterator[Update]:
             bar.update(number, completed=done, total=total or None, description=f"{what} ({unit})")
             percent = min(100.0, 100.0 * done / total) if total else 0.0
             if artifact is None:
-                artifact = cast(UUID | None, _try(lambda: create_progress_artifact(percent, description=what)))
+                artifact = cast(UUID | None, _try(lambda: run.run(create_progress_artifact, percent, None, what)))
             elif percent - shown >= _STEP_PERCENT or percent == 100.0:
                 shown = percent
-                _try(lambda: update_progress_artifact(artifact, percent))
+                _try(lambda: run.run(update_progress_artifact, artifact, percent))
 
         yield update
 
 
 def _bar() -> Progress:
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    return Progress(*columns, console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty())
+    # Through the console that Prefect logs to, or bar and lines would write over each other.
+    shared = (getattr(handler, "console", None) for handler in logging.getLogger().handlers)
+    console = next((found for found in shared if isinstance(found, Console)), None) or Console(stderr=True)
+    console.push_theme(Theme())  # Prefect's console knows none of the bar's styles
+    return Progress(*columns, console=console, transient=True, disable=not sys.stderr.isatty())
 
 
 def _text(value: Any) -> str:
