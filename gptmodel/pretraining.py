@@ -38,6 +38,11 @@ class Training:
         return self.run_dir / "metrics.jsonl"
 
 
+def run_dir_of(store: Store, fingerprint: str) -> Path:
+    """Where the log and the card of a run lie."""
+    return store.root / RUNS / fingerprint[:16]
+
+
 def plan_training(store: Store, config: PipelineConfig, shards: Artifact, init: Artifact | None = None) -> Training:
     """Check that the parts fit, and name what is asked. ConfigError or DataError where they do not."""
     if init is not None:
@@ -46,7 +51,7 @@ def plan_training(store: Store, config: PipelineConfig, shards: Artifact, init: 
     inputs = (shards.ref,) if init is None else (shards.ref, init.ref)
     asked = {"model": recipe(config.model), "train": recipe(config.train)}
     request = Request(KIND, RECIPE_VERSION, asked, inputs)
-    return Training(request, config, shards, init, store.root / RUNS / request.fingerprint[:16])
+    return Training(request, config, shards, init, run_dir_of(store, request.fingerprint))
 
 
 def pretrain(

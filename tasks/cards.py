@@ -7,9 +7,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from gptmodel.artifacts import Artifact, Store, write_atomic
+from gptmodel.artifacts import Artifact, write_atomic
 from gptmodel.errors import ArtifactError
-from gptmodel.pretraining import RUNS, Training
+from gptmodel.pretraining import Training
 from gptmodel.provenance import git_state
 
 CARD_FILE = "card.json"
@@ -28,11 +28,6 @@ class Card:
     """name, digest, source_type, source, schema, profile, and the split as context."""
     kind: str = "checkpoint"
     model_name: str = ""
-
-
-def run_dir_of(store: Store, fingerprint: str) -> Path:
-    """Where the log and the card of a run lie."""
-    return store.root / RUNS / fingerprint[:16]
 
 
 def save_card(run_dir: Path, card: Card, *, anew: bool = True) -> None:

@@ -8,7 +8,8 @@ from pathlib import Path
 from prefect import task
 
 from gptmodel.artifacts import MANIFEST, Artifact, find_model, open_store
-from tasks.cards import model_card, run_dir_of, save_card
+from gptmodel.pretraining import run_dir_of
+from tasks.cards import model_card, save_card
 from tasks.policy import STEP
 from tasks.steps import figures_of, report
 

@@ -12,7 +12,6 @@ from typing import Any, cast
 from uuid import UUID
 
 from prefect.artifacts import (
-    create_link_artifact,
     create_markdown_artifact,
     create_progress_artifact,
     create_table_artifact,
@@ -48,10 +47,6 @@ def show_artifact(artifact: Artifact, reused: bool, figures: dict[str, Any]) -> 
 
 def show_table(key: str, rows: list[dict[str, Any]], description: str) -> None:
     _try(lambda: create_table_artifact(rows, key=key_of(key), description=description))
-
-
-def show_link(key: str, url: str, text: str) -> None:
-    _try(lambda: create_link_artifact(url, link_text=text, key=key_of(key)))
 
 
 @contextmanager

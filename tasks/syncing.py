@@ -14,8 +14,8 @@ from mlflow.entities import Run
 from gptmodel.artifacts import MANIFEST, Artifact, Store, load_artifact
 from gptmodel.errors import ArtifactError, LockHeldError
 from gptmodel.locks import Hold, exclusive
-from gptmodel.pretraining import RUNS
-from tasks.cards import CARD_FILE, Card, load_card, model_card, run_dir_of, save_card
+from gptmodel.pretraining import RUNS, run_dir_of
+from tasks.cards import CARD_FILE, Card, load_card, model_card, save_card
 from tasks.feed import FLUSH_SECONDS, LOCK_FILE, METRICS_FILE, Feed, noted_state
 from tasks.recording import evaluation_tag, record_evaluation, record_model
 from tasks.tracking import COMPLETE_TAG, FAILURES, bounded, client, first_line, set_status, set_tags

@@ -24,9 +24,9 @@ from gptmodel.evaluation import evaluate
 from gptmodel.locks import exclusive
 from gptmodel.metrics_log import read_lines
 from gptmodel.overrides import PipelineOverrides
-from gptmodel.pretraining import plan_training, pretrain
+from gptmodel.pretraining import plan_training, pretrain, run_dir_of
 from gptmodel.settings import merge_layers
-from tasks.cards import model_card, run_dir_of, save_card, training_card
+from tasks.cards import model_card, save_card, training_card
 from tasks.feed import LOCK_FILE, followed
 from tasks.syncing import settle, sync_run, sync_store
 from tasks.tracking import client, find_run
