@@ -140,7 +140,6 @@ def generate(prompt: str | None, model: str, as_json: bool, **decoding: Any) -> 
 
     settings = parse_config({k: v for k, v in decoding.items() if v is not None}, DecodingConfig)
     text = sys.stdin.read() if prompt is None else prompt
-    _prepare_environment()
     from flows.terminal import write
 
     write(text, model, settings, as_json=as_json)

@@ -6,6 +6,7 @@ mark in the environment that they inherit: so nothing is stopped that was not st
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import http.client
 import json
@@ -124,11 +125,15 @@ def _terminate(processes: list[psutil.Process], seconds: float) -> list[psutil.P
 
 
 def ask(url: str, body: dict[str, Any] | None = None, method: str = "") -> Any:
-    """GET, or POST (or `method`) of a JSON body, on this machine; the JSON or text that comes back; None if no 2xx."""
+    """GET, or POST (or `method`) of a JSON body, on this machine; the JSON or text that comes back; None if no 2xx.
+
+    Sends the password that PREFECT_API_AUTH_STRING (`user:secret`) has for Prefect's server, where it is set.
+    """
     data = None if body is None else json.dumps(body).encode()
-    request = urllib.request.Request(
-        url, data, {"Content-Type": "application/json"} if data else {}, method=method or None
-    )
+    headers = {"Content-Type": "application/json"} if data else {}
+    if "/api/" in url and (known := os.environ.get("PREFECT_API_AUTH_STRING")):
+        headers["Authorization"] = f"Basic {base64.b64encode(known.encode()).decode()}"
+    request = urllib.request.Request(url, data, headers, method=method or None)
     try:
         with _direct.open(request, timeout=10) as response:
             text = response.read().decode()

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import base64
 import os
 import sys
+import threading
 from collections.abc import Iterator
 from dataclasses import replace
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import psutil
 import pytest
 
-from tasks.processes import Record, read, start, stop
+from tasks.processes import Record, ask, read, start, stop
 
 # A parent that starts a child in a session of its own, and both say so before they wait.
 FAMILY = """
@@ -83,3 +86,26 @@ def test_an_unreadable_record_is_no_process(tmp_path: Path) -> None:
     (tmp_path / "it.json").write_text('{"pid": 1')
     assert read(tmp_path / "it.json") is None
     assert read(tmp_path / "other.json") is None
+
+
+def test_a_server_with_a_password_is_asked_with_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    wanted = "Basic " + base64.b64encode(b"admin:secret").decode()
+
+    class Guarded(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            right = self.headers.get("Authorization") == wanted
+            self.send_response(200 if right else 401)
+            self.end_headers()
+            self.wfile.write(b"true" if right else b"{}")
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with HTTPServer(("127.0.0.1", 0), Guarded) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        url = f"http://127.0.0.1:{server.server_address[1]}"
+        assert ask(f"{url}/api/flows/count") is None
+        monkeypatch.setenv("PREFECT_API_AUTH_STRING", "admin:secret")
+        assert ask(f"{url}/api/flows/count") is True
+        assert ask(f"{url}/health") is None, "Prefect's password is told to Prefect alone"
+        server.shutdown()
