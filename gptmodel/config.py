@@ -268,6 +268,8 @@ class DecodingConfig:
     """Keep the smallest set of most likely tokens whose probabilities reach p; 1 keeps all."""
     stop_at_end_token: bool = True
     """Stop when the model writes its end-of-text token."""
+    stop: tuple[str, ...] = ()
+    """Stop before the first of these texts in what it writes; the text itself is left out."""
     seed: int = 0
     """Seed of the draws; the same seed gives the same text."""
 
@@ -279,6 +281,7 @@ class DecodingConfig:
                 (self.temperature < 0, f"temperature is {self.temperature}; give 0 for greedy, or a positive number"),
                 (self.top_k < 0, f"top_k is {self.top_k}; give 0 for all, or a positive number"),
                 (not 0 < self.top_p <= 1, f"top_p is {self.top_p}; give a share above 0 and up to 1"),
+                ("" in self.stop, "stop holds an empty text, which is everywhere; leave it out"),
                 (not 0 <= self.seed < 2**63, f"seed is {self.seed}; give a whole number from 0 up to 2^63 - 1"),
             ],
         )
@@ -433,7 +436,8 @@ class PipelineConfig:
     evaluate: EvaluateConfig = EvaluateConfig()
     """The judgement at the end."""
     init_from: str = ""
-    """Start from these weights: a Hugging Face repo id, a local directory of one, or an artifact of the store."""
+    """Start from these weights: a Hugging Face repo id (pinned with `@commit`), a directory in its layout or in that of
+    OpenAI's files, the address of such files, or an artifact of the store."""
 
     EXECUTION: ClassVar[frozenset[str]] = frozenset({"name"})
 

@@ -1,4 +1,4 @@
-"""Pinned downloads: a file of known sha256 arrives whole, or not at all.
+"""Downloads that arrive whole or not at all; what is pinned by sha256 arrives as promised.
 
 What was received before a cut is kept beside the target and asked for no more. Every address on the way, each redirect
 too, must be http(s), and public unless private ones are allowed. The name is looked up for that check and again by the
@@ -39,12 +39,14 @@ def download(
     url: str,
     target: Path,
     *,
-    sha256: str,
+    sha256: str = "",
     timeout: float = 60.0,
     allow_private: bool = False,
     progress: Progress | None = None,
 ) -> Path:
     """The file at `target`, fetched if it is not there; its bytes have this sha256.
+
+    Without a sha256 the server's own framing must say that all of it came, and the caller has to check what it is.
 
     NetworkError for what time may heal (with the server's Retry-After), DataError for what it will not: a missing
     file, other bytes than promised (they are deleted), an address that is not allowed. `timeout` is seconds without a
@@ -53,18 +55,21 @@ def download(
     target.parent.mkdir(parents=True, exist_ok=True)
     with exclusive(target.with_name(f".{target.name}.lock"), f"download of {target.name}", wait=True):
         if target.exists():
-            if sha256_file(target) == sha256:
+            if not sha256 or sha256_file(target) == sha256:
                 return target
             log.warning("%s is not what it was; fetching it again", target.name)
             target.unlink()
         part = target.with_name(f".{target.name}.part")
         old = part.exists()
         whole = _fetch_all(url, part, timeout, allow_private, progress)
-        if old and sha256_file(part) != sha256:
+        if old and sha256 and sha256_file(part) != sha256:
             log.info("%s: what an earlier attempt left does not fit; fetching all of it", shown(url))
             part.unlink()
             whole = _fetch_all(url, part, timeout, allow_private, progress)
-        if (found := sha256_file(part)) != sha256:
+        if not sha256 and not whole:
+            part.unlink()
+            raise NetworkError(f"{shown(url)}: the server gave no length, so it may have been cut short; deleted")
+        if sha256 and (found := sha256_file(part)) != sha256:
             part.unlink()
             message = f"{shown(url)} has sha256 {found}, expected {sha256}; refused and deleted"
             if not whole:
@@ -108,7 +113,7 @@ def _fetch(url: str, part: Path, timeout: float, allow_private: bool, progress: 
     headers = {"Accept-Encoding": "identity", **({"Range": f"bytes={have}-"} if have else {})}
     with _open(url, headers, timeout, allow_private) as response:
         if response.status_code == 416 and have:  # nothing after what we have
-            return True
+            return _is_all(response, part, have, shown(url))
         if response.status_code == 206 and have:
             if not response.headers.get("Content-Range", "").startswith(f"bytes {have}-"):
                 part.unlink()
@@ -123,6 +128,15 @@ def _fetch(url: str, part: Path, timeout: float, allow_private: bool, progress: 
     if total and have != total:
         raise NetworkError(f"{shown(url)}: {have:,} of {total:,} bytes came")
     return framed
+
+
+def _is_all(response: httpx.Response, part: Path, have: int, name: str) -> bool:
+    """Whether the server says that the file is as long as what we have; what is longer is of another version."""
+    length: str = response.headers.get("Content-Range", "").removeprefix("bytes */")
+    if length.isdigit() and int(length) != have:
+        part.unlink()
+        raise NetworkError(f"{name}: what came earlier is not of this file ({have:,} bytes of {length}); deleted")
+    return length.isdigit()
 
 
 def _receive(response: httpx.Response, part: Path, have: int, total: int, name: str, progress: Progress | None) -> int:
@@ -202,7 +216,10 @@ def _check_address(url: str, came_from: str, allow_private: bool) -> None:
     except OSError as error:
         raise NetworkError(f"{where}: cannot find {host} ({error})") from None
     if not all(_is_public(str(address[0])) for *_, address in found):
-        raise DataError(f"{where} is a private address; set corpus.source.allow_private_addresses=true to allow it")
+        raise DataError(
+            f"{where} is a private address; allow it with corpus.source.allow_private_addresses=true "
+            "(import: --allow-private-addresses)"
+        )
 
 
 def _is_public(text: str) -> bool:

@@ -77,7 +77,7 @@ def stream(
     use_cache: bool = True,
 ) -> Iterator[int]:
     """The tokens of `generate`, each as soon as it is there. Errors come at the call, not at the first token."""
-    writer = _Writer(model, [list(ids)], decoding, end_token, row, use_cache)
+    writer = Writer(model, [list(ids)], decoding, end_token, row, use_cache)
     return (token for tokens in writer for token in tokens.values())
 
 
@@ -95,7 +95,7 @@ def generate_batch(
     new: list[list[int]] = [[] for _ in prompts]
     if not prompts:
         return new
-    writer = _Writer(model, [list(prompt) for prompt in prompts], decoding, end_token, row, use_cache)
+    writer = Writer(model, [list(prompt) for prompt in prompts], decoding, end_token, row, use_cache)
     for done, tokens in enumerate(writer, start=1):
         for index, token in tokens.items():
             new[index].append(token)
@@ -140,8 +140,8 @@ def sample(logits_V: Tensor, decoding: DecodingConfig, generator: torch.Generato
     return int(torch.multinomial(torch.softmax(logits_V, dim=-1), 1, generator=generator))
 
 
-class _Writer:
-    """An iterator over steps: which token each row that is not finished wrote, by row."""
+class Writer:
+    """An iterator over steps: which token each row that is not finished wrote, by row. Arguments as of `generate`."""
 
     def __init__(
         self,
@@ -151,7 +151,10 @@ class _Writer:
         end_token: int | None,
         first_row: int,
         use_cache: bool,
+        vocab_size: int = 0,
     ) -> None:
+        """`vocab_size` is how many ids have a meaning, where the model's table was padded to more; 0 is all."""
+        self._vocab_size = vocab_size or model.config.vocab_size
         self._model, self._decoding, self._use_cache = model, decoding, use_cache
         self._stop = end_token if decoding.stop_at_end_token else None
         self._context = model.config.context_length
@@ -165,12 +168,16 @@ class _Writer:
     def __iter__(self) -> Iterator[dict[int, int]]:
         return self
 
+    def finish(self, row: int) -> None:
+        """This row writes no more."""
+        self._open = [other for other in self._open if other != row]
+
     @torch.no_grad()  # not around a yield: it would reach into the caller
     def __next__(self) -> dict[int, int]:
         if not self._open or self._left == 0:
             raise StopIteration
         with _evaluating(self._model):
-            logits_BV = self._next_logits().float().cpu()
+            logits_BV = self._next_logits()[:, : self._vocab_size].float().cpu()
         drawn = {
             row: sample(logits_BV[place], self._decoding, self._generators[row])
             for place, row in enumerate(self._in_cache)

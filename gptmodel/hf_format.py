@@ -18,6 +18,7 @@ from gptmodel.config import ModelConfig
 from gptmodel.errors import CheckpointError, ConfigError, DataError
 from gptmodel.model import GPT
 from gptmodel.settings import parse_config
+from gptmodel.tokenizer import data_files
 from gptmodel.weights import (
     CONFIG_FILE,
     TensorInfo,
@@ -71,7 +72,7 @@ _FIXED: dict[str, Any] = {
     "add_cross_attention": False,
     "is_encoder_decoder": False,
 }
-_UNSET = ("quantization_config", "pruned_heads")  # must be absent or empty
+_UNSET = ("quantization_config", "pruned_heads", "auto_map")  # must be absent or empty
 # settings of their tooling, of generation, or of heads that this model does not have
 _WITHOUT_EFFECT = {
     *(
@@ -85,7 +86,7 @@ _WITHOUT_EFFECT = {
     ),
     *("bos_token_id", "eos_token_id", "pad_token_id", "task_specific_params", "n_ctx", "gradient_checkpointing"),
     *("output_hidden_states", "output_attentions", "output_past", "return_dict", "chunk_size_feed_forward"),
-    *("id2label", "label2id", "problem_type", "is_decoder", "finetuning_task", "tokenizer_class", "auto_map"),
+    *("id2label", "label2id", "problem_type", "is_decoder", "finetuning_task", "tokenizer_class"),
     *("summary_type", "summary_use_proj", "summary_activation", "summary_proj_to_labels", "summary_first_dropout"),
 }
 
@@ -131,6 +132,7 @@ def read_hf(directory: Path) -> HFModel:
     DataError for a model that is not a GPT-2 we compute, CheckpointError for tensors that do not fit it.
     """
     config = to_model_config(read_json(directory / CONFIG_FILE), str(directory / CONFIG_FILE))
+    _check_vocabulary(directory)
     names, listed = _weight_files(directory)
     holders: dict[str, str] = {}
     found: dict[str, TensorInfo] = {}
@@ -155,6 +157,13 @@ def read_hf(directory: Path) -> HFModel:
     return HFModel(directory, config, files, "+".join(dtypes), holders)
 
 
+def _check_vocabulary(directory: Path) -> None:
+    """The words beside the weights must be GPT-2's: by what they are, since tools write the file anew."""
+    path = directory / "vocab.json"
+    if path.is_file() and read_json(path) != read_json(data_files()["encoder.json"]):
+        raise DataError(f"{path} is not GPT-2's vocabulary; weights of another one would read and write other words")
+
+
 def to_model_config(raw: dict[str, Any], where: str) -> ModelConfig:
     """Our settings from a GPT-2 config.json. DataError that names every setting this model does not compute."""
     if raw.get("model_type") != "gpt2":
@@ -167,7 +176,7 @@ def to_model_config(raw: dict[str, Any], where: str) -> ModelConfig:
     problems += [f"{name} is set, and must not be" for name in _UNSET if raw.get(name)]
     problems += [f"{name} is missing" for name in _SIZES if name not in raw]
     activation = raw.get("activation_function", "gelu_new")
-    if activation not in _ACTIVATIONS:
+    if not isinstance(activation, str) or activation not in _ACTIVATIONS:
         problems.append(f"activation_function is {activation!r}; known are {', '.join(_ACTIVATIONS)}")
     if raw.get("n_inner") not in (None, 4 * raw["n_embd"] if isinstance(raw.get("n_embd"), int) else None):
         problems.append(f"n_inner is {raw['n_inner']!r}, and only 4 * n_embd is computed here")
@@ -191,6 +200,11 @@ def to_model_config(raw: dict[str, Any], where: str) -> ModelConfig:
 
 def _bare(key: str) -> str:
     return key.removeprefix("transformer.")
+
+
+def key_map(n_layer: int) -> dict[str, tuple[str, bool]]:
+    """Every parameter's key in their files, without its prefix: our key, and whether it is transposed."""
+    return {key: entry for key, entry in _table(n_layer).items() if entry is not None}
 
 
 def _table(n_layer: int) -> dict[str, tuple[str, bool] | None]:

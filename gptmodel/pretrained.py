@@ -1,31 +1,54 @@
-"""Weights from outside: a GPT-2 of the Hugging Face hub, or a directory of one, into our own layout.
+"""Weights from outside, into our own layout: a GPT-2 of the Hugging Face hub, a directory of one, or OpenAI's files.
 
-Only safetensors are read. HF_ENDPOINT, HF_HUB_OFFLINE, HF_HOME and HF_TOKEN mean what they mean to huggingface_hub.
+Nothing is unpickled. HF_ENDPOINT, HF_HUB_OFFLINE, HF_HOME and HF_TOKEN mean what they mean to huggingface_hub.
 """
 
 from __future__ import annotations
 
-import hashlib
-import os
+import logging
 import re
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
+from urllib.parse import urlsplit
 
-from gptmodel.artifacts import MANIFEST, Artifact, Ref, Request, Store, load_artifact, sha256_file
-from gptmodel.errors import DataError, GptflowError, NetworkError
-from gptmodel.hf_format import HFModel, read_hf
+from gptmodel.artifacts import MANIFEST, Artifact, Ref, Request, Store, load_artifact, open_store, sha256_file
+from gptmodel.certificate import certify
+from gptmodel.config import ModelConfig
+from gptmodel.download import content_digest, shown
+from gptmodel.errors import CheckpointError, ConfigError, DataError
+from gptmodel.hf_format import read_hf
+from gptmodel.hub_models import download_repo
 from gptmodel.model import GPT
-from gptmodel.space import explained, parameters, weights_bytes
+from gptmodel.openai_fetch import fetch_openai
+from gptmodel.openai_format import HPARAMS_FILE, read_openai
+from gptmodel.space import parameters, weights_bytes
 from gptmodel.weights import CONFIG_FILE, load_model, read_json, save_model
 
+log = logging.getLogger(__name__)
 RECIPE_VERSION = 1
+DOWNLOADS = ".downloads"  # in the store
 Progress = Callable[[int, int, str], None]
 
-_PATTERNS = ["config.json", "model.safetensors", "model-*.safetensors", "model.safetensors.index.json"]
 _REPO_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
+
+
+class ForeignModel(Protocol):
+    """A model in somebody else's layout, checked but not read."""
+
+    @property
+    def directory(self) -> Path: ...
+    @property
+    def config(self) -> ModelConfig: ...
+    @property
+    def files(self) -> tuple[str, ...]: ...
+    @property
+    def dtype(self) -> str: ...
+    def load(self) -> GPT: ...
 
 
 @dataclass(frozen=True)
@@ -38,15 +61,15 @@ class _Located:
 
 
 def load_pretrained(path_or_repo: str | Path, *, revision: str = "") -> GPT:
-    """A GPT on the CPU, float32, in eval mode: from a hub repo id, a directory of Hugging Face's, or one of ours.
+    """A GPT on the CPU, float32, in eval mode: from a hub repo id, OpenAI's files, or a directory of theirs or ours.
 
-    `revision` is a branch, tag or commit of the repo. Errors as in `import_weights`.
+    `path_or_repo` and `revision` as in `import_weights`, and so are the errors.
     """
-    located = _locate(str(path_or_repo), revision)
+    located = _locate(str(path_or_repo), revision, open_store())
     if _is_ours(located.directory):
         has_manifest = (located.directory / MANIFEST).is_file()
         return load_model(load_artifact(located.directory) if has_manifest else located.directory)
-    return read_hf(located.directory).load()
+    return _read(located.directory).load()
 
 
 def import_weights(
@@ -55,30 +78,36 @@ def import_weights(
     *,
     revision: str = "",
     wait: bool = False,
+    allow_private: bool = False,
     progress: Progress | None = None,
 ) -> tuple[Artifact, bool]:
-    """Return (weights artifact, reused) for a repo id or a local directory in Hugging Face's layout.
+    """Return (weights artifact, reused) for weights from outside, with a certificate in its summary.
 
-    The artifact is named by what was read (repo, resolved commit, hashes of the files), never by where it lay.
-    DataError: no such repo, revision or directory, or not a GPT-2 in safetensors. CheckpointError: tensors that do
-    not fit. NetworkError: the hub did not answer, or answered that it cannot now.
+    `source` is a hub repo id, a directory in Hugging Face's layout or in OpenAI's, or the address that OpenAI's files
+    lie under. `revision` is a branch, tag or commit of a repo; of an address, the digest of what it held when it was
+    imported first. The artifact is named by what was read, never by where it lay. DataError: no such source, or none
+    that is computed here. CheckpointError: tensors that do not fit or are damaged. NetworkError: a server did not
+    answer, or answered that it cannot now.
     """
-    located = _locate(source, revision)
+    located = _locate(source, revision, store, allow_private, progress)
     if _is_ours(located.directory):
         raise DataError(f"{source} is already in this project's own layout; start from it as it is")
-    found = read_hf(located.directory)
+    with _dropping(located):
+        found = _read(located.directory)
     hashes = _hashes(found, progress)
-    lines = "\n".join(f"{digest} {name}" for name, digest in sorted(hashes.items()))
-    digest = hashlib.sha256(lines.encode()).hexdigest()
+    digest = content_digest(list(hashes.items()))
+    located = _pinned(located, digest)
+    layout = "hf" if (located.directory / CONFIG_FILE).is_file() else "openai"
     request = Request(
         "weights",
         RECIPE_VERSION,
-        {"source": located.name, "revision": located.revision, "format": "hf"},
+        {"source": located.name, "revision": located.revision, "format": layout},
         (Ref("source", digest, digest),),
     )
 
     def build(directory: Path) -> dict[str, Any]:
-        model = found.load()
+        with _dropping(located):
+            model = found.load()
         save_model(model, directory)
         return {
             "n_params": model.num_parameters(),
@@ -87,17 +116,66 @@ def import_weights(
             "revision": located.revision,
             "files": hashes,
             "dtype": found.dtype,
+            "certificate": certify(model),
         }
 
     needed = weights_bytes(parameters(found.config))
     return store.produce(request, build, wait=wait, needed=needed)
 
 
+@contextmanager
+def _dropping(located: _Located) -> Iterator[None]:
+    """What an address sent and what does not fit is not kept: the next try shall ask for it again."""
+    try:
+        yield
+    except (CheckpointError, DataError):
+        if _is_address(located.name):
+            shutil.rmtree(located.directory, ignore_errors=True)
+        raise
+
+
+def _is_address(source: str) -> bool:
+    return source.startswith(("http://", "https://"))
+
+
+def _read(directory: Path) -> ForeignModel:
+    return read_openai(directory) if _is_openai(directory) else read_hf(directory)
+
+
+def _is_openai(directory: Path) -> bool:
+    return (directory / HPARAMS_FILE).is_file() and not (directory / CONFIG_FILE).is_file()
+
+
+def _check_address(source: str, revision: str) -> None:
+    parts = urlsplit(source)
+    if parts.username or parts.password or parts.query or parts.fragment:
+        raise ConfigError(f"{shown(source)}: give the address without a password, ? or #, since it is recorded")
+    if revision and not re.fullmatch(r"[0-9a-f]{8,64}", revision):
+        raise ConfigError(f"revision is {revision!r}; that of an address is the digest which its first import told")
+
+
+def _pinned(located: _Located, digest: str) -> _Located:
+    """An address with the digest of what it holds as its revision; DataError if another one was asked for."""
+    if not _is_address(located.name):
+        return located
+    if not located.revision:
+        log.warning(
+            "%s publishes no hashes; to have these bytes or none next time, give --revision %s", located.name, digest
+        )
+    elif not digest.startswith(located.revision):
+        shutil.rmtree(located.directory)
+        raise DataError(
+            f"{located.name} holds {digest[:16]}…, and revision {located.revision[:16]}… was asked for; deleted. "
+            "Check the address and the revision"
+        )
+    return replace(located, revision=digest)
+
+
 def _is_ours(directory: Path) -> bool:
-    return "context_length" in read_json(directory / CONFIG_FILE)
+    return not _is_openai(directory) and "context_length" in read_json(directory / CONFIG_FILE)
 
 
-def _hashes(found: HFModel, progress: Progress | None) -> dict[str, str]:
+def _hashes(found: ForeignModel, progress: Progress | None) -> dict[str, str]:
     sizes = {name: (found.directory / name).stat().st_size for name in found.files}
     hashes, done = {}, 0
     for name, size in sizes.items():
@@ -108,7 +186,13 @@ def _hashes(found: HFModel, progress: Progress | None) -> dict[str, str]:
     return hashes
 
 
-def _locate(source: str, revision: str) -> _Located:
+def _locate(
+    source: str, revision: str, store: Store, allow_private: bool = False, progress: Progress | None = None
+) -> _Located:
+    if _is_address(source):
+        _check_address(source, revision)
+        directory = fetch_openai(source, store.root / DOWNLOADS, allow_private=allow_private, progress=progress)
+        return _Located(directory, shown(source.rstrip("/")), revision)
     path = Path(source).expanduser()
     if path.is_dir():
         if revision:
@@ -116,71 +200,10 @@ def _locate(source: str, revision: str) -> _Located:
         return _Located(path, "local", "")
     if path.is_file():
         raise DataError(f"{source} is a file; give the directory that holds config.json and model.safetensors")
+    if "@" in source and not revision:  # as `init_from` has it, which is one word
+        source, revision = source.rsplit("@", 1)
     if not _REPO_ID.fullmatch(source):
         raise DataError(f"there is no directory {source}, and it is not a repository id such as openai-community/gpt2")
-    directory = _download(source, revision)
+    directory = download_repo(source, revision)
     commit = directory.name
     return _Located(directory, source, commit if _COMMIT.fullmatch(commit) else revision)
-
-
-def _download(repo: str, revision: str) -> Path:
-    from huggingface_hub import snapshot_download  # slow to import, and only this needs it
-
-    try:
-        found = snapshot_download(
-            repo,
-            revision=revision or None,
-            allow_patterns=_PATTERNS,
-            endpoint=os.environ.get("HF_ENDPOINT") or None,
-        )
-    except Exception as error:  # its errors have no common base
-        raise _explained(error, repo, revision) from error
-    return Path(found)
-
-
-def _explained(error: BaseException, repo: str, revision: str) -> GptflowError | BaseException:
-    """The error as one of ours, by the first in its chain of causes that says enough; itself if none does."""
-    from huggingface_hub import constants, errors
-
-    if told := explained(error, f"the download of {repo}", Path(constants.HF_HOME), setting="HF_HOME"):
-        return told
-    at = f" at revision {revision}" if revision else ""
-    chain = _causes(error)
-    for cause in chain:
-        if isinstance(cause, errors.GatedRepoError):
-            return DataError(f"{repo} asks for consent to its terms: accept them on its page, and set HF_TOKEN")
-        if isinstance(cause, errors.RevisionNotFoundError):
-            return DataError(f"{repo} has no revision {revision!r}; give a branch, tag or commit that it has")
-        if isinstance(cause, errors.RepositoryNotFoundError):
-            return DataError(
-                f"there is no repository {repo}, or it is private (then set HF_TOKEN), and no directory of this name"
-            )
-        if isinstance(cause, errors.HFValidationError):
-            return DataError(f"{repo} is not a repository id: {cause}")
-        if isinstance(cause, errors.HfHubHTTPError) and cause.response is not None:
-            return _refused(cause.response, f"{repo}{at}")
-    offline = constants.is_offline_mode() or any(isinstance(cause, errors.OfflineModeIsEnabled) for cause in chain)
-    if offline:
-        return DataError(f"{repo}{at} is not in the local cache and HF_HUB_OFFLINE is set; unset it, or fill the cache")
-    # huggingface_hub speaks through httpx or httpx2, by version
-    if any(isinstance(cause, OSError) or type(cause).__module__.startswith("httpx") for cause in chain):
-        return NetworkError(f"the hub did not answer for {repo}{at} ({chain[-1]}); check the network and HF_ENDPOINT")
-    return error
-
-
-def _causes(error: BaseException) -> list[BaseException]:
-    chain: list[BaseException] = []
-    current: BaseException | None = error
-    while current is not None and current not in chain:
-        chain.append(current)
-        current = current.__cause__ or current.__context__
-    return chain
-
-
-def _refused(response: Any, what: str) -> GptflowError:
-    status = int(response.status_code)
-    if status == 429 or status >= 500:
-        wish = response.headers.get("Retry-After", "")
-        retry_after = float(wish) if wish.isdigit() else None
-        return NetworkError(f"the hub answered {status} for {what}; try again later", retry_after)
-    return DataError(f"the hub refused {what} with status {status}; check the name, and HF_TOKEN if it is private")

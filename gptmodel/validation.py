@@ -10,10 +10,10 @@ import torch.distributed as dist
 from gptmodel.batches import Stream, eval_windows, read_windows
 from gptmodel.config import TrainConfig
 from gptmodel.device import Machine
-from gptmodel.generate import generate
 from gptmodel.model import GPT
 from gptmodel.tokenizer import gpt2
 from gptmodel.training import Validation
+from gptmodel.writing import continue_text
 
 
 class SplitEvaluator:
@@ -53,10 +53,7 @@ class SplitEvaluator:
         return float(sums[0]), float(sums[1]), float(sums[2])
 
     def _samples(self) -> list[dict[str, str]]:
-        tokenizer, decoding = gpt2(), self._config.sample
-        made = []
-        for prompt in self._config.sample_prompts:
-            ids = tokenizer.encode(prompt).tolist()
-            new = generate(self._model, ids, decoding=decoding)
-            made.append({"prompt": prompt, "text": tokenizer.decode(new)})
-        return made
+        return [
+            {"prompt": prompt, "text": continue_text(self._model, prompt, self._config.sample)}
+            for prompt in self._config.sample_prompts
+        ]

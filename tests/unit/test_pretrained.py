@@ -23,6 +23,7 @@ from gptmodel.errors import CheckpointError, DataError, NetworkError
 from gptmodel.generate import generate
 from gptmodel.model import GPT
 from gptmodel.pretrained import import_weights, load_pretrained
+from gptmodel.tokenizer import data_files
 from gptmodel.weights import load_model, save_model
 
 SHAPE = {"n_layer": 2, "n_head": 2, "n_embd": 32, "vocab_size": 300, "n_positions": 256}
@@ -166,6 +167,8 @@ def test_tensors_that_do_not_fit_are_refused_by_name(saved, change, message):
         {"n_head": 3},
         {"layer_norm_epsilon": -1},
         {"n_layer": "two"},
+        {"activation_function": ["gelu"]},
+        {"auto_map": {"AutoModelForCausalLM": "theirs.Model"}},
     ],
     ids=lambda changes: next(iter(changes)),
 )
@@ -188,6 +191,15 @@ def test_settings_that_are_computed_are_honoured(tmp_path, caplog):
     with caplog.at_level(logging.WARNING, logger="gptmodel.hf_format"):
         load_pretrained(tmp_path)
     assert "sliding_window" in caplog.text
+
+
+def test_a_vocabulary_beside_the_weights_must_be_gpt2s(saved):
+    words = json.loads(data_files()["encoder.json"].read_text())
+    (saved / "vocab.json").write_text(json.dumps(words, indent=1))  # written anew by some tool
+    load_pretrained(saved)
+    (saved / "vocab.json").write_text(json.dumps({**words, "new": 50257}))
+    with pytest.raises(DataError, match=r"vocab\.json is not GPT-2's vocabulary"):
+        load_pretrained(saved)
 
 
 def test_pickles_are_refused_with_a_hint(saved):
@@ -333,6 +345,7 @@ def test_a_repository_is_downloaded_and_recorded_with_its_commit(hub, theirs, tm
     artifact, _ = import_weights(Store(tmp_path / "store"), "ORG/gpt", revision="v1")
     assert worst(load_model(artifact), theirs) < 1e-4
     assert artifact.request.config == {"source": "ORG/gpt", "revision": COMMIT, "format": "hf"}
+    assert import_weights(Store(tmp_path / "store"), "ORG/gpt@v1") == (artifact, True)
     assert not any("pytorch_model.bin" in path for path in hub.asked if "resolve" in path)
     assert import_weights(Store(tmp_path / "store"), "ORG/gpt")[1]  # main is the same commit
 
