@@ -34,7 +34,7 @@ test: setup ## all tests but the slow ones and those that need a GPU
 	@$(PYTEST) -n 2 --dist loadfile -m "not slow and not gpu"
 
 test-unit: setup ## those that need no server: seconds
-	@$(PYTEST) -m "not slow and not gpu" tests/unit
+	@$(PYTEST) -n 2 --dist loadfile -m "not slow and not gpu" tests/unit
 
 test-slow: setup ## those that take minutes each
 	@$(PYTEST) -m "slow and not gpu"
@@ -44,8 +44,9 @@ test-gpu: setup ## those that need a CUDA device
 
 N ?= 20
 SEED ?= 1
-chaos: setup ## N kills at random moments of small pipelines; what they made is compared with an undisturbed one
-	@$(BIN)/python tests/chaos.py --kills $(N) --seed $(SEED)
+THROUGH ?= plain
+chaos: setup ## N kills at random moments of small pipelines, compared with an undisturbed one; THROUGH=plain|cli|worker
+	@$(BIN)/python tests/chaos.py --kills $(N) --seed $(SEED) --through $(THROUGH)
 
 lint: setup ## style and formatting
 	@$(BIN)/ruff check .

@@ -86,7 +86,7 @@ def _micro_batches(trainer: Trainer, step: int) -> Iterator[str]:
         norm = float(nn.utils.clip_grad_norm_(trainer.model.parameters(), math.inf))
         mine = windows[number * size : (number + 1) * size]
         documents = named(trainer.documents(mine))
-        yield f"micro-batch {number + 1}: loss {float(loss)}, gradient norm {norm}; documents {documents}"
+        yield f"micro-batch {number + 1}: loss {float(loss.detach())}, gradient norm {norm}; documents {documents}"
     trainer.optimizer.zero_grad(set_to_none=True)
 
 

@@ -20,8 +20,8 @@ from mlflow.entities import Metric, Run
 from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 from mlflow.utils.search_utils import SearchUtils
 
-from gptmodel.errors import Interrupted, LockHeldError
-from gptmodel.locks import exclusive
+from gptmodel.errors import Interrupted, LockHeldError, LockLostError
+from gptmodel.locks import Hold, exclusive
 from tasks.cards import Card
 from tasks.tail import LogReader, Ticker
 from tasks.tracking import FAILURES, client, find_or_create_run, first_line, set_status
@@ -65,6 +65,7 @@ class Feed:
 
     def connect(self) -> Run:
         """The run, created if it is not there; from now on it is known which points it has."""
+        self._guard()
         run, created = find_or_create_run(self.card, known=self.run_id)
         latest = {m.key: m.step for m in run.data._metric_objs if not m.key.startswith(_NOT_OURS)}
         behind = any(latest.get(key, -1) < mark.step for key, mark in self._marks.items())
@@ -162,6 +163,18 @@ def _metrics_of(line: dict[str, Any]) -> list[Metric]:
     ]
 
 
+class _Monitor(SystemMetricsMonitor):
+    """MLflow's monitor of the machine's load; a holder that was replaced sends none."""
+
+    def __init__(self, run_id: str, hold: Hold) -> None:
+        super().__init__(run_id, resume_logging=True)
+        self._hold = hold
+
+    def publish_metrics(self, metrics: dict[str, float]) -> None:
+        self._hold.check()
+        super().publish_metrics(metrics)
+
+
 class _Live:
     """The feed of a training that runs: all its calls are made in one thread, which holds the lock of the feed."""
 
@@ -169,14 +182,20 @@ class _Live:
         self._card, self._run_dir = card, run_dir
         self.status = "RUNNING"
         self._stack = ExitStack()
+        self._hold: Hold | None = None
         self._feed: Feed | None = None
-        self._monitor: SystemMetricsMonitor | None = None
+        self._monitor: _Monitor | None = None
         self._told = False
+
+    @property
+    def replaced(self) -> bool:
+        """Whether another feeds this run by now."""
+        return self._hold is not None and not self._hold.stands
 
     def tick(self, last: bool) -> None:
         try:
             self._work(last)
-        except (*FAILURES, LockHeldError) as error:
+        except (*FAILURES, LockHeldError, LockLostError) as error:
             if not self._told:
                 log.warning("MLflow is not told now (%s); the log is kept, and sent later", first_line(error))
             self._told = True
@@ -185,25 +204,29 @@ class _Live:
                 self._stack.close()
 
     def _work(self, last: bool) -> None:
-        if self._feed is None:
+        if self._hold is None or self._feed is None:
             what = f"the MLflow run of {self._card.run_name}"
-            hold = self._stack.enter_context(exclusive(self._run_dir / LOCK_FILE, what))
-            self._feed = Feed(self._card, self._run_dir, hold.check)
-        feed = self._feed
+            self._hold = self._stack.enter_context(exclusive(self._run_dir / LOCK_FILE, what))
+            self._feed = Feed(self._card, self._run_dir, self._hold.check)
+        feed, hold = self._feed, self._hold
+        hold.check()
         if not feed.connected:
-            set_status(feed.connect(), "RUNNING")
+            run = feed.connect()
+            hold.check()  # a server may be slow to answer
+            set_status(run, "RUNNING")
         if last and self._monitor is not None:
             self._monitor.finish()
         feed.push()
         if last and self.status != "RUNNING":
+            hold.check()
             client().set_terminated(feed.run_id, self.status)
         elif not last:
-            self._watch_system(feed.run_id)
+            self._watch_system(feed.run_id, hold)
 
-    def _watch_system(self, run_id: str) -> None:
+    def _watch_system(self, run_id: str, hold: Hold) -> None:
         """MLflow's monitor ends when its server does not answer once."""
         if self._monitor is None or not (self._monitor._process and self._monitor._process.is_alive()):
-            self._monitor = SystemMetricsMonitor(run_id, resume_logging=True)
+            self._monitor = _Monitor(run_id, hold)
             self._monitor.start()
 
 
@@ -219,9 +242,12 @@ def followed(card: Card, run_dir: Path) -> Iterator[None]:
         try:
             yield
         except BaseException as error:
+            if live.replaced or isinstance(error, LockLostError):
+                raise  # the run goes on, and how it ends is for its new holder to say
             asked = isinstance(error, Interrupted) or not isinstance(error, Exception)
             live.status = "KILLED" if asked else "FAILED"
-            note_state(run_dir, live.status)
+            with suppress(OSError):  # a full disk must not hide what ended the run
+                note_state(run_dir, live.status)
             raise
 
 

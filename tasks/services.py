@@ -177,8 +177,7 @@ def _services(
         *("--no-serve-artifacts", "--default-artifact-root", "./mlruns"),
         *("--allowed-hosts", f"{HOST}:{mlflow_at},localhost:{mlflow_at}"),
     )
-    words = f"worker start --pool {POOL} --type process --name gptflow --install-policy never"
-    worker = (*prefect_command, *words.split())
+    worker = (*prefect_command, *f"worker start -p {POOL} --type process --name gptflow --install-policy never".split())
     return (
         Service(folder, "prefect", "Prefect server", at, server, lambda _: _says(at, "/api/health", True)),
         Service(folder, "mlflow", "MLflow server", mlflow_at, tracker, lambda _: _says(mlflow_at, "/health", "OK")),
@@ -230,6 +229,7 @@ def _child_environment(folder: Path, prefect: Service, mlflow: Service) -> dict[
     env |= environment(folder) | {
         "PREFECT_API_URL": f"{prefect.url}/api",
         "MLFLOW_TRACKING_URI": mlflow.url,
+        "PREFECT_SERVER_CORS_ALLOWED_ORIGINS": f"{prefect.url},http://localhost:{prefect.port}",  # by default all pages
         "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",  # 2 processes and 0.5 GB in place of 15 and 1.9 GB
         "GPTFLOW_STORE": str(folder / os.environ.get("GPTFLOW_STORE", "store")),
         "PREFECT_WORKER_QUERY_SECONDS": "3",  # asks for work that often: a run starts sooner than with 10

@@ -1,11 +1,15 @@
-"""Kills a small pipeline at random moments until it is done, and compares what it made with an undisturbed run.
+"""Kills small pipelines at random moments until they are done, and compares what they made with an undisturbed run.
 
-    python tests/chaos.py --kills 50 --seed 1 [--through plain|cli] [--keep DIRECTORY]        (make chaos N=50)
+    python tests/chaos.py --kills 50 --seed 1 [--through plain|cli|worker] [--keep DIRECTORY]     (make chaos N=50)
 
 The pipeline downloads over HTTP from this machine, tokenizes, imports a small random GPT-2, trains from it in its child
-process, and evaluates. Killed with SIGKILL, by turns of a seeded dice: the process of the flow, the training child, or
-both at once. A new run follows each kill at once, while an orphaned child may still be saving. `plain` calls the
-functions of gptmodel; `cli` is the real `gptflow run`, with Prefect and MLflow. Exit code 1 if anything differs.
+process, and evaluates. A seeded dice chooses a kind of moment (a download, a training step, an evaluation, a checkpoint
+write, a publish, ...), waits until the files of the store show it, waits a little more, and sends SIGKILL: to the
+process of the flow, to the training child, or to both at once. A new run follows at once, while an orphaned child may
+still be saving. `plain` calls the functions of gptmodel; `cli` is the real `gptflow run`, with Prefect and MLflow;
+`worker` is a deployment run under the servers of `make up`, where the worker is killed as well. Whatever was killed,
+digests, bytes and the losses of all steps must equal those of an undisturbed `plain` run, and MLflow must hold each
+step once. Exit code 1 if anything differs.
 """
 
 from __future__ import annotations
@@ -13,112 +17,94 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
-import os
 import random
 import shutil
-import subprocess
+import signal
+import sqlite3
 import sys
 import tempfile
-import threading
 import time
-from contextlib import suppress
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import chaos_pipeline  # its neighbour
-import psutil
+import chaos_pipeline  # its neighbours
+from chaos_moments import (
+    BETWEEN,
+    CHECKPOINT,
+    EVALUATION,
+    MAKING,
+    MOMENTS,
+    PUBLISH,
+    START,
+    STEP,
+    TRAINING,
+    Moment,
+    moment,
+    on_disk,
+)
+from chaos_pipeline import MAX_STEPS
+from chaos_runs import NEED_CHILD, Pipeline, Process
+from chaos_worker import Deployed
 
 from gptmodel.artifacts import Store, sha256_file
 from gptmodel.metrics_log import read_lines
-from tasks.processes import Record
 
 ROOT = Path(__file__).resolve().parents[1]
-_MARK = "GPTFLOW_SERVICE"  # in the environment of all that an attempt starts, so that its child is found
-_PATIENCE_SECONDS = 300
+_LOOK_SECONDS = 0.001
+_PAUSE_SECONDS = {CHECKPOINT: 0.01, EVALUATION: 0.01, PUBLISH: 0.004, STEP: 0.1, START: 3.0, BETWEEN: 3.0}
+"""How long at most a kill waits after its moment has come; 0.3 s where nothing is said."""
+_KINDS = ("corpus", "shards", "weights", "checkpoint", "evaluation")
 
 
-class Attempt:
-    """One run of the chain: a flow process, and the child that it starts."""
+@dataclass(frozen=True)
+class Aim:
+    """When to kill, and what."""
 
-    def __init__(self, command: list[str], folder: Path) -> None:
-        self.mark = os.urandom(8).hex()
-        self.began = time.monotonic()
-        self.stages: dict[str, float] = {}
-        """Seconds until each stage began."""
-        self.said: list[str] = []
-        self._news = threading.Condition()
-        self._ended = False
-        clean = {k: v for k, v in os.environ.items() if not k.startswith(("PREFECT_", "MLFLOW_", "GPTFLOW_"))}
-        env = {**clean, "GPTFLOW_STORE": str(folder / "store"), "OMP_NUM_THREADS": "1", _MARK: self.mark}
-        env |= {"PYTHONPATH": str(ROOT)}
-        self.flow = subprocess.Popen(
-            command, cwd=folder, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace"
-        )
-        self._reader = threading.Thread(target=self._read, daemon=True)
-        self._reader.start()
+    target: str
+    name: str
+    """One of MOMENTS."""
+    least: int
+    """In training: not before this step. Of publishing, and between steps: not before so many artifacts are there."""
+    pause: float
+    """Seconds to wait after that."""
 
-    def _read(self) -> None:
-        assert self.flow.stdout is not None
-        for line in self.flow.stdout:
-            with self._news:
-                self.said.append(line.rstrip())
-                if line.startswith("stage "):
-                    self.stages[line.split()[1]] = time.monotonic() - self.began
-                self._news.notify_all()
-        with self._news:
-            self._ended = True
-            self._news.notify_all()
+    def fits(self, now: Moment) -> bool:
+        if self.name in (PUBLISH, BETWEEN):
+            return now.name == self.name and now.finished >= self.least
+        return now.name == self.name and (now.name not in TRAINING or now.name == START or now.step >= self.least)
 
-    def reach(self, stage: str) -> None:
-        """Until that stage begins, or the attempt ends."""
-        with self._news:
-            reached = self._news.wait_for(lambda: self._ended or stage in self.stages, _PATIENCE_SECONDS)
-        if not reached:
-            raise TimeoutError(f"never reached {stage}: {self.said[-5:]}")
+    def is_past(self, now: Moment) -> bool:
+        """Whether the moment was missed, for a kill before it fell late."""
+        return self.name not in (PUBLISH, BETWEEN) and now.finished > self.order[0]
 
-    def ended_within(self, seconds: float) -> bool:
-        with self._news:
-            return self._news.wait_for(lambda: self._ended, seconds)
-
-    def kin(self) -> list[psutil.Process]:
-        return Record(self.flow.pid, 0.0, 0, self.mark).kin()
-
-    def kill(self, target: str) -> str:
-        """SIGKILL; what was hit. Without a child there is only the flow to hit."""
-        children = [process for process in self.kin() if _is_child(process)]
-        hit = target if children else "flow"
-        if hit in ("child", "both"):
-            with suppress(psutil.NoSuchProcess):
-                children[0].kill()
-        if hit in ("flow", "both"):
-            self.flow.kill()
-        return hit
-
-    def finish(self) -> int:
-        """Wait for its end; servers that it started for itself end with it. An orphaned child goes on saving."""
-        code = self.flow.wait(_PATIENCE_SECONDS)
-        for process in self.kin():
-            if not _is_child(process):
-                with suppress(psutil.NoSuchProcess):
-                    process.kill()
-        return code
+    @property
+    def order(self) -> tuple[int, int]:
+        """Where a pipeline comes to it: how many artifacts are there, and how far it is with the next."""
+        if self.name in TRAINING:
+            return _KINDS.index("checkpoint"), self.least
+        if self.name in (PUBLISH, BETWEEN):
+            return self.least, 1000 if self.name == PUBLISH else -1
+        return max(0, MAKING.index(self.name) - 1), MAKING.index(self.name)
 
 
-def _is_child(process: psutil.Process) -> bool:
-    try:
-        return "gptmodel.worker" in process.cmdline()
-    except psutil.NoSuchProcess:
-        return False
-
-
-def on_disk(store: Path) -> str:
-    """What a restart finds: finished kinds, half-built ones, the checkpoints, half a download, the last step logged."""
-    done = sorted(path.parents[1].name for path in store.glob("*/[0-9a-f]*/manifest.json"))
-    half = sorted(f"half a {path.parent.name}" for path in store.glob("*/.building-*"))
-    parts = [f"{path.stat().st_size:,} bytes downloaded" for path in store.rglob(".*.part")]
-    saved = sorted(path.name for path in store.glob("*/.building-*/.work/checkpoints/*"))
-    steps = [line["step"] for log in store.glob(".runs/*/metrics.jsonl") for line in read_lines(log)]
-    return ", ".join([*done, *half, *parts, *saved, *([f"log to step {steps[-1]}"] if steps else [])]) or "nothing"
+def roll(dice: random.Random, targets: tuple[str, ...], number: int) -> list[Aim]:
+    """So many aims, in the order in which one pipeline can meet them. Moments by the dice, targets by turns."""
+    found: list[Aim] = []
+    turns: dict[bool, list[str]] = {True: [], False: []}
+    for _ in range(number):
+        name = dice.choice((*MOMENTS, *TRAINING, PUBLISH))  # these twice as often
+        trains = name in TRAINING
+        least = dice.randrange(MAX_STEPS if trains else len(_KINDS))
+        if not turns[trains]:
+            turns[trains] = [target for target in targets if trains or target not in NEED_CHILD]
+            dice.shuffle(turns[trains])
+        target = turns[trains].pop()
+        longest = 0.5 if (name, least) == (PUBLISH, _KINDS.index("checkpoint")) else _PAUSE_SECONDS.get(name, 0.3)
+        found.append(Aim(target, name, least, dice.uniform(0, longest)))
+    return sorted(found, key=lambda aim: aim.order)
 
 
 def findings(root: Path) -> dict[str, str]:
@@ -143,83 +129,120 @@ def differences(expected: dict[str, str], found: dict[str, str]) -> list[str]:
     return [f"{name}: {found.get(name, 'missing')} instead of {expected.get(name, 'nothing')}" for name in names]
 
 
+def tracked(database: Path, expected: dict[str, str]) -> list[str]:
+    """What is wrong with the training losses that MLflow holds: each step once, with the value that was computed."""
+    with closing(sqlite3.connect(database)) as connection:
+        rows = connection.execute("SELECT step, value FROM metrics WHERE key = 'train/loss'").fetchall()
+    found: dict[str, str] = {}
+    for step, value in rows:
+        name = f"step {step}: train/loss"
+        found[name] = f"{found[name]} and {value.hex()}" if name in found else value.hex()
+    wanted = {name: value for name, value in expected.items() if name.endswith(": train/loss")}
+    return [f"MLflow, {line}" for line in differences(wanted, found)]
+
+
 @dataclass
 class Chaos:
     """Rounds of kills, each round one pipeline in a fresh store."""
 
     folder: Path
-    command: list[str]
+    code: Path
+    sets: list[str]
+    through: str
     kills: int
     dice: random.Random
     expected: dict[str, str] = field(default_factory=dict)
-    spans: dict[str, float] = field(default_factory=dict)
-    done: int = 0
+    fell: Counter[str] = field(default_factory=Counter)
+
+    @property
+    def done(self) -> int:
+        return self.fell.total()
 
     def undisturbed(self) -> None:
-        folder = self.folder / "undisturbed"
-        folder.mkdir()
-        attempt = Attempt(self.command, folder)
-        attempt.reach("never")
-        if attempt.finish() != 0:
-            raise RuntimeError("the undisturbed run failed:\n" + "\n".join(attempt.said[-20:]))
-        starts = [*attempt.stages.values(), time.monotonic() - attempt.began]
-        self.spans = {name: starts[n + 1] - starts[n] for n, name in enumerate(attempt.stages)} or {"": starts[-1]}
-        self.expected = findings(folder / "store")
-        parts = ", ".join(f"{name} {seconds:.1f}" for name, seconds in self.spans.items() if name)
-        print(f"undisturbed: {starts[-1]:.0f} s ({parts}), {len(self.expected)} values to compare", flush=True)
+        began = time.monotonic()
+        with self._pipeline("undisturbed", "plain") as pipeline:
+            pipeline.start()
+            if wrong := pipeline.finish():
+                raise SystemExit(f"the undisturbed run: {wrong}")
+            self.expected = findings(pipeline.store)
+        print(f"undisturbed: {time.monotonic() - began:.0f} s, {len(self.expected)} values to compare", flush=True)
+
+    @contextmanager
+    def _pipeline(self, name: str, through: str) -> Iterator[Pipeline]:
+        folder = self.folder / name
+        made = Deployed(folder, self.code, self.sets) if through == "worker" else None
+        pipeline: Pipeline = made or Process(folder, self.code, self.sets, through)
+        try:
+            yield pipeline
+        finally:
+            pipeline.close()
 
     def round(self, number: int) -> list[str]:
         """One pipeline until it is done; what differs in the end."""
-        folder = self.folder / f"round-{number}"
-        folder.mkdir()
-        while self.done < self.kills:
-            if (code := self._disturbed(folder)) is not None:
-                break
-        else:
-            attempt = Attempt(self.command, folder)
-            code = attempt.finish()
-        if code != 0:
-            return [f"round {number}: a run that nobody killed ended with exit code {code}; see {folder}"]
-        found = differences(self.expected, findings(folder / "store"))
-        return [f"round {number}: {line}" for line in found]
+        with self._pipeline(f"pipeline-{number}", self.through) as pipeline:
+            pipeline.start()
+            # The servers of `worker` take a minute to start: as many kills as can be had of one pipeline.
+            most = self.kills - self.done
+            wanted = most if self.through == "worker" else min(most, self.dice.randrange(8, 16))
+            for aim in roll(self.dice, pipeline.targets, wanted):
+                if not self._kill(pipeline, aim):
+                    break
+            wrong = pipeline.finish()
+            found = [wrong] if wrong else differences(self.expected, findings(pipeline.store))
+            if not found and self.through != "plain":
+                found = tracked(pipeline.store.parent / "mlflow.db", self.expected)
+        return [f"pipeline {number}: {line}" for line in found]
 
-    def _disturbed(self, folder: Path) -> int | None:
-        """One attempt with a kill in it. The exit code if it ended before it was hit."""
-        stage = self.dice.choice(list(self.spans))
-        target = self.dice.choice(("flow", "child", "both"))
-        moment = self.dice.uniform(0, self.spans[stage])
-        attempt = Attempt(self.command, folder)
-        if stage:
-            attempt.reach(stage)
-        if attempt.ended_within(moment):
-            return attempt.finish()
-        at = next(reversed(attempt.stages), "")
-        hit = attempt.kill(target)
-        lies = on_disk(folder / "store")
-        if attempt.finish() == 0:
-            return 0  # it was done before the child was hit
-        self.done += 1
-        print(f"kill {self.done:3}  {hit:5}  {at:9} on disk: {lies}", flush=True)
-        return None
+    def _kill(self, pipeline: Pipeline, aim: Aim) -> bool:
+        """Kill at the moment that is aimed at, if it comes; False if the pipeline ended before."""
+        while not aim.fits(now := moment(pipeline.store, pipeline.since)):
+            if pipeline.ended():
+                return False
+            if aim.is_past(now):
+                return True
+            time.sleep(_LOOK_SECONDS * (10 if now.name in (START, BETWEEN) else 1))
+        time.sleep(aim.pause)
+        if pipeline.ended():
+            return False
+        hit = pipeline.kill(aim.target)
+        at, lies = moment(pipeline.store, pipeline.since), on_disk(pipeline.store)
+        if not hit:
+            return False
+        self.fell[at.name] += 1
+        print(f"kill {self.done:3}  {hit:11}  {at.name:18}  {at.words}\n{'':10}on disk: {lies}", flush=True)
+        how = pipeline.go_on(hit)
+        print(f"{'':10}then: {how}", flush=True)
+        return True
 
 
 def run(folder: Path, kills: int, seed: int, through: str) -> list[str]:
     """All rounds; what differed."""
+    code = folder / "code"  # of its own, so that an edit meanwhile is not taken for a difference
+    for room in ("gptmodel", "tasks", "flows", "tests"):
+        shutil.copytree(ROOT / room, code / room, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(ROOT / "pyproject.toml", code)
     chaos_pipeline.write_corpus(folder / "corpus.jsonl")
     chaos_pipeline.write_gpt2(folder / "theirs")
     digest = hashlib.sha256((folder / "corpus.jsonl").read_bytes()).hexdigest()
+    began = time.monotonic()
     with chaos_pipeline.served(folder / "corpus.jsonl") as url:
         sets = chaos_pipeline.settings(url, digest, folder / "theirs")
-        options = [word for text in sets for word in ("--set", text)]
-        plain = [sys.executable, chaos_pipeline.__file__, json.dumps(sets)]
-        cli = [sys.executable, "-m", "flows", "run", "--preset", "smoke", *options]
-        chaos = Chaos(folder, plain if through == "plain" else cli, kills, random.Random(seed))
+        chaos = Chaos(folder, code, sets, through, kills, random.Random(seed))
         chaos.undisturbed()
-        wrong, rounds = [], 0
-        while chaos.done < kills:
-            rounds += 1
-            wrong += chaos.round(rounds)
-    print(f"{chaos.done} kills in {rounds} pipelines: {len(wrong) or 'no'} differences", flush=True)
+        wrong, rounds, compared = [], 0, 0
+        try:
+            while chaos.done < kills:
+                rounds += 1
+                wrong += (found := chaos.round(rounds))
+                print(f"pipeline {rounds} is done: {len(found) or 'no'} differences", flush=True)
+                if found and chaos.done == compared:
+                    break  # it fails by itself, and would for ever
+                compared = chaos.done
+        finally:  # also when it is stopped
+            print("they fell: " + ", ".join(f"{name} {chaos.fell[name]}" for name in MOMENTS if chaos.fell[name]))
+            took, unseen = f"{time.monotonic() - began:.0f} s", chaos.done - compared
+            also = f"; {unseen} more in one that was not finished" if unseen else ""
+            print(f"{compared} kills in {rounds} pipelines, {took}: {len(wrong) or 'no'} differences{also}", flush=True)
     return wrong
 
 
@@ -227,9 +250,10 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--through", choices=("plain", "cli"), default="plain")
+    parser.add_argument("--through", choices=("plain", "cli", "worker"), default="plain")
     parser.add_argument("--keep", type=Path, help="an empty directory to work in, kept; else a temporary one")
     told = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that no process is left behind
     folder = (told.keep or Path(tempfile.mkdtemp(prefix="chaos-"))).resolve()
     folder.mkdir(parents=True, exist_ok=True)
     wrong = run(folder, told.kills, told.seed, told.through)

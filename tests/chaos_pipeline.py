@@ -17,6 +17,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+MAX_STEPS, EVAL_EVERY = 40, 5
+
 
 class SlowServer(BaseHTTPRequestHandler):
     """Serves one file slowly enough to be killed meanwhile, and goes on where it is asked to."""
@@ -80,10 +82,10 @@ def settings(url: str, sha256: str, weights: Path) -> list[str]:
         "corpus.source.allow_private_addresses=true",
         "shards.shard_bytes=20000",
         "model.dropout=0.1",
-        "train.max_steps=40",
+        f"train.max_steps={MAX_STEPS}",
         "train.batch_size=4",
         "train.micro_batch_size=2",
-        "train.eval_every=5",
+        f"train.eval_every={EVAL_EVERY}",
         "train.eval_tokens=512",
         "train.checkpoint_every=3",
         "train.precision=float32",
@@ -95,34 +97,20 @@ def settings(url: str, sha256: str, weights: Path) -> list[str]:
 
 
 def chain(sets: list[str]) -> None:
-    """What the flow process of `plain` does; it names each stage as it begins."""
+    """What the flow process of `plain` does."""
     from gptmodel.artifacts import open_store
     from gptmodel.corpus import build_corpus
     from gptmodel.pretraining import plan_training, pretrain
     from gptmodel.settings import load_config
     from gptmodel.shards import build_shards
 
-    say = partial(print, "stage", flush=True)
     store, config = open_store(), load_config("smoke", sets=sets)
-    say("download")
     corpus, _ = build_corpus(store, config.corpus)
-    say("tokenize")
     shards, _ = build_shards(store, corpus, config.shards)
-    say("import")
-    from gptmodel.pretrained import import_weights
+    from gptmodel.pretrained import import_weights  # torch takes seconds to import: late, as tasks do it
 
     init, _ = import_weights(store, config.init_from)
-    say("train")
-    stepping = threading.Event()
-
-    def on_line(line: str) -> None:
-        print(line, flush=True)
-        if line.startswith("step ") and not stepping.is_set():
-            stepping.set()
-            say("steps")
-
-    model, _ = pretrain(store, plan_training(store, config, shards, init), on_line=on_line)
-    say("evaluate")
+    model, _ = pretrain(store, plan_training(store, config, shards, init), on_line=partial(print, flush=True))
     from gptmodel.evaluation import evaluate
 
     evaluate(store, model, shards, config.evaluate)

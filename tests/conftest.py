@@ -15,6 +15,8 @@ from gptmodel.settings import load_config
 
 # Small tensors gain nothing from a second thread, and on a busy machine threads wait for each other.
 os.environ["OMP_NUM_THREADS"] = "1"
+for _name in [name for name in os.environ if name.startswith("OPENLINEAGE_")]:
+    del os.environ[_name]  # a developer's own server is not told of tests
 
 _SUBJECTS = ("the harbour", "our council", "a careful clerk", "the old river", "every farmer", "the new mill")
 _VERBS = ("keeps", "measures", "remembers", "sells", "mends", "follows")

@@ -9,6 +9,7 @@ import random
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ import pytest
 from gptmodel.artifacts import MANIFEST, Artifact, Ref, Request, Store, canonical, load_artifact
 from gptmodel.errors import ArtifactError, ConfigError, LockHeldError
 from gptmodel.locks import exclusive
+from gptmodel.uses import USES, in_use, using
 
 REQUEST = Request("corpus", 1, {"fraction": 0.1, "steps": 3}, (Ref("source", "f" * 64, "d" * 64),))
 
@@ -272,3 +274,88 @@ def test_a_directory_that_lost_its_manifest_is_set_aside_and_made_again(store: S
     assert again.digest == artifact.digest
     (aside,) = artifact.path.parent.glob(".without-manifest-*")
     assert (aside / "b.txt").read_text() == "bee"
+
+
+NOBODY = 65534
+
+
+def as_nobody(*places: Path, look: Callable[[], object]) -> str:
+    """What another user is told who looks, in a child; the places, which are pytest's own, are opened for it."""
+    for place in places:
+        for folder in (place, *place.parents):
+            if folder.stat().st_mode & 0o005 != 0o005:
+                folder.chmod(folder.stat().st_mode | 0o055)
+    reader, writer = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        try:
+            os.setgroups([])
+            os.setgid(NOBODY)
+            os.setuid(NOBODY)
+            text = str(look())
+        except BaseException as error:  # told to the parent
+            text = f"{type(error).__name__}: {error}"
+        os.write(writer, text.encode())
+        os._exit(0)
+    os.close(writer)
+    with os.fdopen(reader) as file:
+        said = file.read()
+    os.waitpid(pid, 0)
+    return said
+
+
+root_only = pytest.mark.skipif(os.geteuid() != 0, reason="becomes another user, which only root may")
+
+
+@root_only
+def test_what_is_closed_to_us_is_listed_and_never_taken_for_gone(store: Store, artifact: Artifact) -> None:
+    artifact.path.chmod(0o700)
+    assert as_nobody(store.root, look=store.directories) == str([artifact.path])
+    for look in (lambda: store.find(REQUEST), lambda: list(store.artifacts()), lambda: store.resolve(artifact.label)):
+        said = as_nobody(store.root, look=look)
+        assert said == f"ArtifactError: {artifact.path / MANIFEST} cannot be read: Permission denied"
+    assert as_nobody(store.root, look=lambda: store.locate(str(artifact.path))) == str(artifact.path)
+    artifact.path.parent.chmod(0o700)
+    said = as_nobody(store.root, look=store.directories)
+    assert said.startswith(f"ArtifactError: {artifact.path.parent} cannot be listed (Permission denied)")
+    said = as_nobody(store.root, look=lambda: store.at("corpus", artifact.path.name))
+    assert said.startswith("ArtifactError: "), "and no bare PermissionError"
+
+
+def test_a_name_of_any_length_is_refused_in_one_line(store: Store, artifact: Artifact) -> None:
+    with pytest.raises(ArtifactError, match="no artifact in"):
+        store.resolve("a" * 300)
+
+
+def test_the_path_of_an_artifact_may_be_a_dot(
+    store: Store, artifact: Artifact, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(artifact.path)
+    assert store.resolve(".") == artifact
+    monkeypatch.chdir("data")
+    assert store.locate("..") == artifact.path
+
+
+@root_only
+def test_another_user_sees_what_a_run_uses(store: Store) -> None:
+    store.root.mkdir()
+    with using(store.root, ["shards/1f2e"]):
+        assert as_nobody(store.root, look=lambda: in_use(store.root)) == "{'shards/1f2e'}"
+        (path,) = (store.root / USES).iterdir()
+        path.chmod(0o600)  # as older versions left it
+        assert as_nobody(store.root, look=lambda: in_use(store.root)).startswith(
+            f"ArtifactError: {path} cannot be read"
+        )
+        (store.root / USES).chmod(0o700)
+        assert as_nobody(store.root.parent, look=lambda: in_use(store.root)).startswith("ArtifactError: ")
+
+
+@root_only
+def test_another_user_cannot_drop_what_a_dead_run_left_and_goes_on(store: Store) -> None:
+    (store.root / USES).mkdir(parents=True)
+    left = store.root / USES / "1-a.json"
+    left.write_text('["shards/1f2e"]')
+    assert as_nobody(store.root / USES, look=lambda: in_use(store.root, clear=True)) == "set()"
+    assert left.exists()
+    assert in_use(store.root, clear=True) == set()
+    assert not left.exists()

@@ -73,7 +73,10 @@ def test_bad_utf8_is_named_by_file_and_row(tmp_path: Path, name: str) -> None:
         file, where = table(tmp_path / name, rows), "a.parquet#30"
     else:
         lines = b"".join(b'{"text": "%s"}\n' % row for row in rows)
-        file, where = put(tmp_path / name, gzip.compress(lines) if name.endswith(".gz") else lines), f"{name}:31"
+        file, where = (
+            put(tmp_path / name, gzip.compress(lines, mtime=0) if name.endswith(".gz") else lines),
+            f"{name}:31",
+        )
     assert refused(tmp_path, file).startswith(f"{where} is not valid UTF-8 at byte 4 of its text; ")
 
 
@@ -85,7 +88,7 @@ def test_bad_utf8_is_named_by_file_and_row(tmp_path: Path, name: str) -> None:
         ("a.jsonl", b"", "of 0 texts"),
         ("a.jsonl", b"\n \n", "of 0 texts"),
         ("a.jsonl", b'{"text": null}\n{"text": ""}\n', "1 empty, 1 null"),
-        ("a.txt.gz", gzip.compress(b""), "1 empty"),
+        ("a.txt.gz", gzip.compress(b"", mtime=0), "1 empty"),
         ("a.parquet", [], "of 0 texts"),
         ("a.parquet", [None, b"", b" "], "2 empty, 1 null"),
     ],
@@ -107,9 +110,12 @@ def test_one_text_beyond_the_limit_is_refused_where_it_stands(
         file, where = table(tmp_path / name, [*GOOD, long]), "a.parquet#30"
     elif "jsonl" in name:
         lines = b"".join(b'{"text": "%s"}\n' % row for row in [*GOOD, long])
-        file, where = put(tmp_path / name, gzip.compress(lines) if name.endswith(".gz") else lines), f"{name}:31"
+        file, where = (
+            put(tmp_path / name, gzip.compress(lines, mtime=0) if name.endswith(".gz") else lines),
+            f"{name}:31",
+        )
     else:
-        file, where = put(tmp_path / name, gzip.compress(long) if name.endswith(".gz") else long), name
+        file, where = put(tmp_path / name, gzip.compress(long, mtime=0) if name.endswith(".gz") else long), name
     assert refused(tmp_path, file).startswith(f"{where} is one text of more than 1,000 bytes")
 
 

@@ -6,15 +6,20 @@ import json
 import logging
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
+from gptmodel.batches import Batches
 from gptmodel.checkpoint import Checkpointer, TrainState
-from gptmodel.config import ModelConfig, OptimizerConfig
+from gptmodel.config import ModelConfig, OptimizerConfig, TrainConfig
+from gptmodel.device import Machine
 from gptmodel.errors import CheckpointError
 from gptmodel.metrics_log import MetricsLog, curve, read_lines
 from gptmodel.model import GPT
 from gptmodel.optimizer import make_optimizer
+from gptmodel.tokenstream import Shard, TokenStream
+from gptmodel.training import StopSignal, Trainer, Validation
 
 CONFIG = ModelConfig(vocab_size=60, context_length=8, n_layer=1, n_head=2, n_embd=16)
 
@@ -106,6 +111,42 @@ def test_a_failed_write_is_told_at_the_next_save(tmp_path: Path) -> None:
     checkpoints.save(model, optimizer, TrainState(step=1))
     with pytest.raises(OSError, match="sub"):
         checkpoints.wait()
+
+
+def test_a_failed_write_ends_the_training_long_before_the_next_save(tmp_path: Path) -> None:
+    config = TrainConfig(
+        max_steps=3_000,
+        checkpoint_every=3_000,
+        eval_every=3_000,
+        batch_size=1,
+        micro_batch_size=1,
+        publish="best",  # the weights of the beginning are saved, as the best so far
+    )
+    model, optimizer = new()
+    checkpoints, metrics = Checkpointer(tmp_path / "sub", keep=1), MetricsLog(tmp_path / "metrics.jsonl")
+    (tmp_path / "sub").rmdir()
+    (tmp_path / "sub").write_text("a file where the directory was")
+    length = model.config.context_length
+    tokens = TokenStream([Shard(None, np.arange(20 * length, dtype=np.uint16) % model.config.vocab_size)])
+    trainer = Trainer(
+        model=model,
+        optimizer=optimizer,
+        batches=Batches(tokens, context_length=length, batch_size=1, micro_batch_size=1, seed=1),
+        evaluate=lambda: Validation(1.0, 1.0),
+        metrics=metrics,
+        checkpoints=checkpoints,
+        config=config,
+        machine=Machine(torch.device("cpu"), "float32", 1, "cpu", 1e9, "measured", "as configured"),
+        byte_lengths=torch.ones(model.config.vocab_size, dtype=torch.int64),
+        stop=StopSignal(),
+        documents=lambda windows: [],
+        replay="",
+    )
+    metrics.start(-1)
+    with pytest.raises(OSError, match="sub"):
+        trainer.fit(TrainState())
+    metrics.close()
+    assert len(list(read_lines(metrics.path))) < 1_500
 
 
 def test_the_log_drops_what_a_resumed_run_makes_again(tmp_path: Path) -> None:

@@ -27,7 +27,7 @@ JUDGE = EvaluateConfig(
     max_tokens=256, prompts=("The mill",), decodings=(DecodingConfig(temperature=0.0, max_new_tokens=2),)
 )
 FILES = {
-    "corpus": ("documents-00000.parquet",),
+    "corpus": ("documents-00000.parquet", "sources.jsonl"),
     "shards": ("train-00000.arrow", "train-00001.arrow", "validation-00000.arrow"),
     "checkpoint": ("config.json", "curve.jsonl", "model.safetensors", "samples.jsonl", "training.json"),
     "weights": ("config.json", "model.safetensors"),

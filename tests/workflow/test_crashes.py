@@ -24,7 +24,7 @@ import pytest
 
 from gptmodel.metrics_log import read_lines
 from tasks import automations
-from tasks.automations import install
+from tasks.automations import HEARTBEAT_SECONDS, RESTARTS, install
 from tasks.processes import ask
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -158,12 +158,40 @@ def test_cancelling_saves_and_leaves_no_process(project: Project, tiny_sets: lis
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_a_run_that_is_killed_again_and_again_is_started_again_twice_and_no_more(project: Project) -> None:
+    before = len(project.attempts())
+    run = project.start("patient/once", enough="never")
+    for number in range(1, RESTARTS + 2):
+        os.kill(project.next_attempt(before + number), signal.SIGKILL)
+        killed = time.monotonic()
+        until(lambda: project.of(run) == ("Crashed", number), f"its end number {number}")  # noqa: B023 - used at once
+        print(f"killed {number}: marked Crashed after {time.monotonic() - killed:.0f} s")
+        assert time.monotonic() - killed < 30, "the worker saw it, not the silence"
+    # One that crashes later is back before this one would be.
+    control = project.start("patient/once", enough="after control")
+    os.kill(project.next_attempt(before + RESTARTS + 2), signal.SIGKILL)
+    killed = time.monotonic()
+    project.next_attempt(before + RESTARTS + 3)
+    print(f"the control began again after {time.monotonic() - killed:.0f} s")
+    (project.folder / "after control").touch()
+    until(lambda: project.of(control) == ("Completed", 2), "the control to end")
+    assert project.of(run) == ("Crashed", RESTARTS + 1)
+    assert len(project.attempts()) == before + RESTARTS + 3
+
+
+@pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_a_run_that_died_with_its_worker_is_marked_within_two_minutes_and_goes_on(project: Project) -> None:
     before = len(project.attempts())
+    typed = start_by_hand(project)  # no deployment, so nobody would run it again
+    by_hand = project.next_attempt(before + 1)
     run = project.start("patient/once", enough="after silence")
-    pid = project.next_attempt(before + 1)
+    pid = project.next_attempt(before + 2)
     project.kill("worker")
+    typed.kill()
+    assert typed.wait() == -signal.SIGKILL
+    assert by_hand == typed.pid
     os.kill(pid, signal.SIGKILL)
     killed = time.time()
 
@@ -175,9 +203,31 @@ def test_a_run_that_died_with_its_worker_is_marked_within_two_minutes_and_goes_o
     assert crashed["message"].startswith("No heartbeat")
     assert datetime.fromisoformat(crashed["timestamp"]).timestamp() - killed < 120
     project.up()
-    project.next_attempt(before + 2)
+    project.next_attempt(before + 3)
     (project.folder / "after silence").touch()
     until(lambda: project.of(run) == ("Completed", 2), "the run to end")
+    (other,) = ask(f"{project.api}/flow_runs/filter", {"flow_runs": {"deployment_id": {"is_null_": True}}})
+    until(lambda: project.of(other["id"])[0] == "Crashed", "the other to be marked as well")
+    stopped = start_by_hand(project)
+    project.next_attempt(before + 4)
+    stopped.terminate()
+    stopped.wait()
+    # One that crashes later is back before these would be.
+    control = project.start("patient/once", enough="after by hand")
+    os.kill(project.next_attempt(before + 5), signal.SIGKILL)
+    project.next_attempt(before + 6)
+    (project.folder / "after by hand").touch()
+    until(lambda: project.of(control) == ("Completed", 2), "the control to end")
+    typed_runs = ask(f"{project.api}/flow_runs/filter", {"flow_runs": {"deployment_id": {"is_null_": True}}})
+    assert [(found["state"]["name"], found["run_count"]) for found in typed_runs] == [("Crashed", 1)] * 2
+
+
+def start_by_hand(project: Project) -> subprocess.Popen[bytes]:
+    """The flow in a process of its own, as `gptflow run` does with the servers up."""
+    env = {k: v for k, v in os.environ.items() if not k.startswith(("PREFECT_", "MLFLOW_", "GPTFLOW_"))}
+    env |= {"PREFECT_API_URL": project.api, "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": str(HEARTBEAT_SECONDS)}
+    program = "from patient_flow import patient; patient(enough='never')"
+    return subprocess.Popen([sys.executable, "-c", program], cwd=project.folder, env=env)
 
 
 def training_processes(folder: Path) -> list[str]:

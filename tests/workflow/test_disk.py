@@ -5,16 +5,20 @@ On real small file systems in memory, so these tests need the right to mount.
 
 from __future__ import annotations
 
+import ctypes
+import errno
 import hashlib
 import json
 import os
+import re
 import shutil
 import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from http.server import BaseHTTPRequestHandler, HTTPServer
+from http.server import BaseHTTPRequestHandler, HTTPServer, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +38,7 @@ from gptmodel.model import GPT
 from gptmodel.pretrained import import_weights
 from gptmodel.pretraining import plan_training, pretrain
 from gptmodel.shards import build_shards
-from gptmodel.space import training_bytes, used_bytes
+from gptmodel.space import storage_errors, training_bytes, used_bytes
 from gptmodel.weights import save_model
 
 Tiny = Callable[..., PipelineConfig]
@@ -265,6 +269,131 @@ def test_a_read_only_store_is_told_and_what_is_there_is_still_reused(disk: Disk,
         STEPS[step](disk.store, text_dir, None)
     assert state(disk.store) == before
     assert disk.store.produce(corpus.request, lambda _: pytest.fail("it is there"))[1]
+
+
+@contextmanager
+def bound_by_permissions() -> Iterator[None]:
+    """For the time of the body root may write only where its owner may: CAP_DAC_OVERRIDE is put aside."""
+    libc, header = ctypes.CDLL(None, use_errno=True), (ctypes.c_uint32 * 2)(0x20080522, 0)
+    before = (ctypes.c_uint32 * 6)()  # effective, permitted and inheritable, twice
+    assert libc.capget(header, before) == 0
+    less = (ctypes.c_uint32 * 6)(*before)
+    less[0] &= ~(1 << 1)
+    assert libc.capset(header, less) == 0
+    try:
+        yield
+    finally:
+        assert libc.capset(header, before) == 0
+
+
+def test_a_store_that_is_closed_to_us_is_told_and_what_is_there_is_still_reused(
+    tmp_path: Path, tiny_data: tuple[Store, Artifact], text_dir: Path
+) -> None:
+    store = Store(shutil.copytree(tiny_data[0].root, tmp_path / "store"))
+    store.produce(Request("weights", 1, {}), write_weights)
+    corpus, before = the(store, "corpus"), state(store)
+    for directory in (store.root, *(path for path in store.root.rglob("*") if path.is_dir())):
+        directory.chmod(0o555)
+    with bound_by_permissions():
+        for step, make in STEPS.items():
+            with pytest.raises(StorageError) as told:
+                make(store, text_dir, None)
+            found = rf"cannot write {step}.*: .*: permission denied; give this user the right, or set GPTFLOW_STORE"
+            assert re.match(found, str(told.value))
+            assert "\n" not in str(told.value)
+        assert store.produce(corpus.request, lambda _: pytest.fail("it is there"))[1]
+    assert state(store) == before
+
+
+@pytest.mark.parametrize("code", [errno.EDQUOT, errno.EPERM])
+def test_what_cannot_be_had_on_every_machine(tmp_path: Path, code: int) -> None:
+    """A quota, and a file that is sealed: the kernel's own errors, but raised here."""
+    said = {
+        errno.EDQUOT: r"^the disk quota is used up: it could not be written",
+        errno.EPERM: "operation not permitted",
+    }
+    with pytest.raises(StorageError, match=said[code]), storage_errors("it", tmp_path):
+        raise OSError(code, os.strerror(code), str(tmp_path / "file"))
+
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+LINES = b'{"text": "a line of it"}\n' * 80_000
+
+
+class Hub(BaseHTTPRequestHandler):
+    """A model and a dataset of 2 MB each."""
+
+    def do_GET(self) -> None:
+        path, body, status = self.path.partition("?")[0], LINES, 200
+        name, is_there = "train.jsonl" if "datasets" in path else "model.safetensors", True
+        headers = {"Content-Type": "application/json"}
+        if "/resolve/" in path:
+            is_there = path.endswith(name)
+            headers = {"X-Repo-Commit": COMMIT, "ETag": f'"{hashlib.sha256(body).hexdigest()}"'}
+        elif "/tree/" in path or "/paths-info/" in path:
+            body = json.dumps([{"type": "file", "path": name, "size": len(body), "oid": "1"}]).encode()
+        else:
+            siblings = [{"rfilename": name}]
+            body = json.dumps({"id": "ORG/it", "sha": COMMIT, "siblings": siblings, "private": False}).encode()
+        if not is_there:
+            body, status, headers = b"", 404, {"X-Error-Code": "EntryNotFound"}
+        self.send_response(status)
+        for field, value in {"Content-Length": str(len(body)), **headers}.items():
+            self.send_header(field, value)
+        self.end_headers()
+        if self.command != "HEAD":
+            with suppress(ConnectionError):
+                self.wfile.write(body)
+
+    do_HEAD = do_GET  # noqa: N815
+
+    def do_POST(self) -> None:
+        self.rfile.read(int(self.headers["Content-Length"]))
+        self.do_GET()
+
+    def log_message(self, format: str, *args: object) -> None:  # noqa: A002
+        pass
+
+
+@pytest.fixture
+def hub() -> Iterator[str]:
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+@pytest.mark.parametrize(
+    ("words", "what"),
+    [
+        (["import", "ORG/it"], "the download of ORG/it"),
+        pytest.param(
+            ["prepare", "--set", "corpus.source.kind=huggingface", "--set", "corpus.source.dataset=ORG/it"],
+            "the cache of ORG/it",
+            marks=pytest.mark.slow,
+        ),
+    ],
+)
+def test_a_full_hub_cache_ends_the_command_with_1_and_one_line(
+    workplace: Path, tmp_path: Path, hub: str, words: list[str], what: str
+) -> None:
+    from prefect.settings import PREFECT_API_URL
+
+    with mounted(tmp_path / "disk", MEGABYTE) as disk:
+        env = os.environ | {"HF_HOME": str(disk.path), "HF_ENDPOINT": hub, "HF_HUB_DISABLE_XET": "1", "no_proxy": "*"}
+        env |= {"GPTFLOW_STORE": str(tmp_path / "store"), "PREFECT_API_URL": str(PREFECT_API_URL.value())}
+        command = [sys.executable, "-m", "flows", *words]
+        done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, check=False)
+    assert done.returncode == 1, done.stderr
+    assert "Traceback" not in done.stderr
+    (told,) = [line for line in done.stderr.splitlines() if line.startswith("gptflow: ")]
+    assert done.stderr.rstrip().endswith(told)
+    assert told.startswith(f"gptflow: the disk is full: {what} could not be written to {disk.path}, ")
+    assert told.endswith("or set HF_HOME to another place")
+    assert not list((tmp_path / "store").glob("[!.]*/[!.]*"))
 
 
 BODY = bytes(range(256)) * 8_000

@@ -8,17 +8,27 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
 
 import psutil
 import pytest
+from mlflow import MlflowClient
 
+import tasks.feed
 from gptmodel.artifacts import Artifact, Store
 from gptmodel.config import PipelineConfig
-from gptmodel.errors import Interrupted
+from gptmodel.errors import Interrupted, LockLostError
+from gptmodel.locks import exclusive
+from gptmodel.metrics_log import MetricsLog
 from gptmodel.pretraining import Training, plan_training, pretrain
+from tasks.cards import Card
+from tasks.feed import LOCK_FILE, Feed, _Live, followed, note_state, noted_state
+from tasks.tracking import client, find_run
 
 # Trains, passes the child's lines on, and says how it ended.
 TRAINER = """
@@ -100,3 +110,103 @@ def test_a_training_that_wakes_up_after_it_was_replaced_writes_nothing(
     assert str(last_words).startswith("ended: LockLostError this training: this run lost its lock")
     assert written == set()
     assert not runs
+
+
+@pytest.fixture(scope="module")
+def database(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return f"sqlite:///{tmp_path_factory.mktemp('fencing')}/mlflow.db"
+
+
+@pytest.fixture
+def log(database: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[MetricsLog]:
+    """The log of a run in `tmp_path`, fed to the database at every turn."""
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", database)
+    monkeypatch.setenv("MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL", "1")
+    monkeypatch.setattr(tasks.feed, "_SEND_SECONDS", 0.02)
+    log = MetricsLog(tmp_path / "metrics.jsonl")
+    log.start(-1)
+    log.log(1, tokens=1, metrics={"train/loss": 1.0})
+    yield log
+    log.close()
+
+
+def card(name: str) -> Card:
+    return Card("fencing", name, f"fingerprint of {name}", {}, {})
+
+
+def fed(card: Card) -> dict[str, int]:
+    """How many points its run has of each metric."""
+    if (found := find_run(card.fingerprint)) is None:
+        return {}
+    mlflow, run_id = MlflowClient(), found.info.run_id
+    return {name: len(mlflow.get_metric_history(run_id, name)) for name in found.data.metrics}
+
+
+def monitors() -> list[threading.Thread]:
+    return [thread for thread in threading.enumerate() if thread.name == "SystemMetricsMonitor"]
+
+
+def until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+@pytest.mark.parametrize("lost", ["feed", "training"])
+def test_a_feed_that_was_replaced_sends_no_number_and_does_not_end_the_run(
+    log: MetricsLog, tmp_path: Path, lost: str
+) -> None:
+    ours, new = card(f"lost {lost}"), ExitStack()
+    error: Exception = RuntimeError("it ends otherwise") if lost == "feed" else LockLostError("its training")
+
+    def old_one() -> None:
+        until(lambda: fed(ours).get("train/loss") == 1 and len(monitors()) == 1)
+        if lost == "feed":
+            (tmp_path / LOCK_FILE).unlink()
+            new.enter_context(exclusive(tmp_path / LOCK_FILE, "the feed"))
+            before = fed(ours)
+            log.log(2, tokens=2, metrics={"train/loss": 1.0})
+            until(lambda: not monitors())  # its turn comes each second
+            assert fed(ours) == before
+        note_state(tmp_path, "FINISHED")  # the new holder's word
+        raise error
+
+    with new, pytest.raises(type(error)), followed(ours, tmp_path):
+        old_one()
+    run = find_run(ours.fingerprint)
+    assert run is not None
+    assert run.info.status == "RUNNING"
+    assert noted_state(tmp_path) == "FINISHED"
+    until(lambda: not monitors())
+
+
+@pytest.mark.parametrize("connected", [True, False])
+def test_a_feed_that_wakes_up_at_its_last_turn_leaves_the_end_to_the_new_one(
+    log: MetricsLog, tmp_path: Path, connected: bool
+) -> None:
+    ours = card(f"last turn {connected}")
+    old = _Live(ours, tmp_path)
+    old.tick(False)
+    run = find_run(ours.fingerprint)
+    assert run is not None
+    (tmp_path / LOCK_FILE).unlink()
+    with exclusive(tmp_path / LOCK_FILE, "the feed"):
+        client().set_terminated(run.info.run_id, "FINISHED")
+        old.status = "FAILED"
+        assert old._feed is not None
+        old._feed.connected = connected
+        old.tick(True)
+    assert client().get_run(run.info.run_id).info.status == "FINISHED"
+    until(lambda: not monitors())
+
+
+def test_a_feed_that_was_replaced_before_it_could_connect_makes_no_run(log: MetricsLog, tmp_path: Path) -> None:
+    ours = card("not begun")
+    with exclusive(tmp_path / LOCK_FILE, "the feed") as old:
+        (tmp_path / LOCK_FILE).unlink()
+        with exclusive(tmp_path / LOCK_FILE, "the feed") as new:
+            with pytest.raises(LockLostError, match="it is now held by process"):
+                Feed(ours, tmp_path, old.check).push()
+            assert find_run(ours.fingerprint) is None
+            assert Feed(ours, tmp_path, new.check).push() == 2

@@ -71,7 +71,7 @@ def signal_at_step(signum: int, step: int) -> tuple[list[str], Callable[[str], N
     return lines, on_line
 
 
-@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("signum", [pytest.param(signal.SIGTERM, marks=pytest.mark.slow), signal.SIGINT])
 def test_a_signal_finishes_the_step_saves_and_says_so(
     data: tuple[Store, Artifact], tiny: Tiny, undisturbed: Artifact, signum: int
 ) -> None:

@@ -16,6 +16,7 @@ import pytest
 import torch
 
 from gptmodel.artifacts import MANIFEST, Artifact, Store, load_artifact, sha256_file
+from gptmodel.assembly import _as_planned
 from gptmodel.config import PipelineConfig
 from gptmodel.errors import ArtifactError
 from gptmodel.metrics_log import read_lines
@@ -66,9 +67,9 @@ config = parse_config(json.loads(sys.argv[3]), PipelineConfig)
 pretrain(store, plan_training(store, config, store.resolve(sys.argv[2])), on_line=lambda l: print(l, flush=True))
 """
 
-MOMENTS = {
-    "a checkpoint is half written": r"open \.step-00000006\.tmp/state\.json$",
-    "it evaluates": "sample 2",
+HALF_WRITTEN = r"open \.step-00000009\.tmp/state\.json$"
+LATER_MOMENTS = {
+    "it evaluates": "sample 1",
     "the manifest is being written": r"os.rename /\.manifest\.json\.",
 }
 
@@ -120,9 +121,10 @@ def whole(
 
 @pytest.fixture(scope="module")
 def halfway(tiny_data: tuple[Store, Artifact], tiny: Tiny, tmp_path_factory: pytest.TempPathFactory) -> Place:
-    """A run killed after step 6, with the checkpoints of steps 3 and 6."""
+    """A run killed while it wrote the checkpoint of step 9, with those of steps 3 and 6."""
     place = Place(tiny_data, tiny(), tmp_path_factory.mktemp("halfway") / "place")
-    place.killed(r"open \.step-00000009\.tmp/model\.safetensors$|open \.step-00000009\.tmp/state\.json$")
+    place.killed(HALF_WRITTEN)
+    assert (place.checkpoints / ".step-00000009.tmp").is_dir()
     assert [path.name for path in sorted(place.checkpoints.glob("step-*"))] == ["step-00000003", "step-00000006"]
     return place
 
@@ -139,13 +141,10 @@ def resumed(halfway: Place, tiny_data: tuple[Store, Artifact], tiny: Tiny, tmp_p
 
 
 def test_a_run_killed_at_every_turn_ends_in_the_same_bytes(
-    tiny_data: tuple[Store, Artifact],
-    tiny: Tiny,
-    whole: tuple[Place, Artifact],
-    tmp_path: Path,
+    resumed: Callable[..., Place], whole: tuple[Place, Artifact]
 ) -> None:
-    place = Place(tiny_data, tiny(), tmp_path / "place")
-    for moment in MOMENTS.values():
+    place = resumed()
+    for moment in LATER_MOMENTS.values():
         place.killed(moment)
     artifact, _ = place.finish()
     assert place.losses() == whole[0].losses()
@@ -155,6 +154,7 @@ def test_a_run_killed_at_every_turn_ends_in_the_same_bytes(
     assert pretrain(place.store, place.training)[1], "a second call reuses it"
 
 
+@pytest.mark.slow
 def test_a_damaged_newest_checkpoint_is_named_and_the_one_before_it_gives_the_same_bytes(
     resumed: Callable[..., Place], whole: tuple[Place, Artifact]
 ) -> None:
@@ -199,6 +199,14 @@ def test_a_resume_on_another_machine_is_told_in_one_line(
     assert "going on from the checkpoint of step 6" in lines
 
 
+def test_an_input_that_holds_something_else_by_now_is_refused(tiny_data: tuple[Store, Artifact]) -> None:
+    path, digest = str(tiny_data[1].path), tiny_data[1].digest
+    assert _as_planned(path, digest).digest == digest
+    with pytest.raises(ArtifactError, match=r"now holds .* and this run was begun with 0000000000000000"):
+        _as_planned(path, "0" * 64)
+
+
+@pytest.mark.slow
 def test_shards_changed_under_a_run_are_refused_by_digest(resumed: Callable[..., Place]) -> None:
     place = resumed()
     before = place.shards

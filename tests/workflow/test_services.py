@@ -154,13 +154,26 @@ def test_nothing_listens_on_other_addresses(project: Project) -> None:
 
 def test_a_foreign_host_name_is_refused_by_mlflow(project: Project) -> None:
     """A page elsewhere whose name was made to point at this machine must not read the runs (DNS rebinding)."""
-    answers = {}
-    for host in (f"127.0.0.1:{project.mlflow_port}", f"localhost:{project.mlflow_port}", "evil.example"):
+    answers, port = {}, project.mlflow_port
+    for host in (f"127.0.0.1:{port}", f"localhost:{port}", "evil.example", f"10.0.0.1:{port}", "127.0.0.1:1"):
         connection = http.client.HTTPConnection("127.0.0.1", project.mlflow_port, timeout=30)
         connection.request("GET", "/ajax-api/2.0/mlflow/experiments/search?max_results=1", headers={"Host": host})
         answers[host] = connection.getresponse().status
         connection.close()
-    assert list(answers.values()) == [200, 200, 403], answers
+    assert list(answers.values()) == [200, 200, 403, 403, 403], answers
+
+
+def test_a_page_from_elsewhere_gets_no_leave_to_read_from_prefect(project: Project) -> None:
+    """By default each page that is open in a browser on this machine could read all runs."""
+    ours = [f"http://{host}:{project.prefect_port}" for host in ("127.0.0.1", "localhost")]
+    allowed = []
+    for origin in (*ours, "http://evil.example", "null"):
+        connection = http.client.HTTPConnection("127.0.0.1", project.prefect_port, timeout=30)
+        asked = {"Access-Control-Request-Method": "POST", "Access-Control-Request-Headers": "content-type"}
+        connection.request("OPTIONS", "/api/deployments/", headers={"Origin": origin} | asked)
+        allowed.append(connection.getresponse().getheader("Access-Control-Allow-Origin"))
+        connection.close()
+    assert allowed == [*ours, None, None]
 
 
 def test_neither_server_reports_home(project: Project) -> None:
@@ -191,6 +204,7 @@ def test_a_taken_port_is_named_with_the_way_out(project: Project, tmp_path: Path
     assert second.processes() == []
 
 
+@pytest.mark.slow
 def test_up_repairs_what_died_and_leaves_the_rest(project: Project) -> None:
     prefect, mlflow, worker = (project.pid(name) for name in ("prefect", "mlflow", "worker"))
     os.kill(mlflow, signal.SIGKILL)  # its own child lives on, and holds the port

@@ -3,36 +3,44 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import select
 import shutil
 import signal
+import sqlite3
 import subprocess
 import sys
+import time
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from gptmodel.artifacts import Artifact, Store
 from gptmodel.checkpoint import Checkpointer
+from gptmodel.pretraining import plan_training, pretrain
 
 LONG = ["train.max_steps=100000", "train.eval_every=100000"]
 
 
 class Command:
-    """`gptflow pretrain` in a process group of its own, in a folder of its own, with its training under way."""
+    """`gptflow` in a process group of its own, in a folder of its own, with its training under way.
 
-    def __init__(self, store: Store, shards: Artifact, sets: list[str], folder: Path) -> None:
-        from prefect.settings import PREFECT_API_URL
+    `api` is the Prefect server; without one the command starts its own.
+    """
 
-        env = {**os.environ, "GPTFLOW_STORE": str(store.root), "MLFLOW_TRACKING_URI": f"sqlite:///{folder}/mlflow.db"}
-        env["PREFECT_API_URL"] = PREFECT_API_URL.value()
-        words = ["pretrain", "--preset", "smoke", "--shards", shards.label, *(w for s in sets for w in ("--set", s))]
+    def __init__(self, store: Store, words: list[str], sets: list[str], folder: Path, api: str | None) -> None:
+        clean = {k: v for k, v in os.environ.items() if not k.startswith("PREFECT_") or k.endswith("_RETRIES")}
+        env = (os.environ | {"PREFECT_API_URL": api}) if api else clean
+        self.env = env | {"GPTFLOW_STORE": str(store.root), "MLFLOW_TRACKING_URI": f"sqlite:///{folder}/mlflow.db"}
+        words = [*words, "--preset", "smoke", *(w for s in sets for w in ("--set", s))]
         self.process = subprocess.Popen(
             [sys.executable, "-m", "flows", *words],
             cwd=folder,
-            env=env,
+            env=self.env,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
@@ -71,8 +79,12 @@ def start(workplace: Path, tiny_data: tuple[Store, Artifact], tiny_sets: list[st
     store = Store(tmp_path / "store")
     started: list[Command] = []
 
-    def make(*sets: str) -> Command:
-        started.append(Command(store, store.resolve(tiny_data[1].label), [*tiny_sets, *LONG, *sets], tmp_path))
+    def make(*sets: str, words: tuple[str, ...] = (), own_server: bool = False) -> Command:
+        from prefect.settings import PREFECT_API_URL
+
+        words = words or ("pretrain", "--shards", tiny_data[1].label)
+        api = None if own_server else PREFECT_API_URL.value()
+        started.append(Command(store, [*words], [*tiny_sets, *LONG, *sets], tmp_path, api))
         return started[-1]
 
     yield make
@@ -148,6 +160,104 @@ def test_a_second_ctrl_c_ends_at_once_and_leaves_no_torn_checkpoint(start: Any, 
     found = checkpoints(tmp_path)
     for step in found.steps():
         found.weights_file(step)
+
+
+@pytest.mark.slow
+def test_ctrl_c_ends_a_command_that_has_its_own_prefect_server(start: Any, tmp_path: Path) -> None:
+    """The terminal signals all of the group, the server among them, and still the run can tell how it ended."""
+    command = start("train.checkpoint_every=100000", words=("run",), own_server=True)
+    group = [p for p in psutil.process_iter() if in_group(p, command.process.pid)]
+    assert any("prefect.server.api.server:create_app" in p.cmdline() for p in group), "its server is in the group"
+    os.killpg(command.process.pid, signal.SIGINT)
+    assert command.end() == 130, command.said
+    assert nothing_left(command)
+    assert command.lines[-1] == "gptflow: stopped by SIGINT; what is done is kept. Run the same command to go on"
+    (step,) = checkpoints(tmp_path).steps()
+    checkpoints(tmp_path).weights_file(step)
+    assert f"stopped after step {step} of 100000; saved" in command.said
+    assert "Traceback" not in command.said
+    assert "Error" not in command.said
+    assert "Crashed" in told_by_prefect(tmp_path / ".prefect" / "prefect.db")
+
+
+@pytest.mark.slow
+def test_a_prefect_server_that_is_gone_for_good_costs_no_finished_work(
+    start: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PREFECT_CLIENT_MAX_RETRIES", "1")  # else it asks for 6 minutes: the server might come back
+    command = start("train.max_steps=300", "train.eval_every=300", "train.checkpoint_every=300", own_server=True)
+    group = [p for p in psutil.process_iter() if in_group(p, command.process.pid)]
+    (server,) = [p for p in group if "prefect.server.api.server:create_app" in p.cmdline()]
+    server.kill()
+    assert command.end() == 1, command.said
+    assert nothing_left(command)
+    (manifest,) = (tmp_path / "store" / "checkpoint").glob("[!.]*/manifest.json")
+    made = manifest.read_bytes()
+    assert json.loads(made)["summary"]["step"] == 300, "it was trained to its end"
+    again = subprocess.run(command.process.args, cwd=tmp_path, env=command.env, capture_output=True, text=True)
+    assert again.returncode == 0, again.stdout + again.stderr
+    assert "already there, reused" in again.stdout + again.stderr
+    assert manifest.read_bytes() == made
+
+
+def in_group(process: psutil.Process, group: int) -> bool:
+    try:
+        return os.getpgid(process.pid) == group
+    except ProcessLookupError:
+        return False
+
+
+def told_by_prefect(database: Path) -> list[str]:
+    """State names of all flow runs that it holds."""
+    with closing(sqlite3.connect(database)) as db:
+        return [name for (name,) in db.execute("SELECT state_name FROM flow_run")]
+
+
+# Stops the training child while it writes its last checkpoint, with some of the files there and some not.
+_HALF_WRITTEN = """
+import os, signal, sys
+def look(found, args):
+    if found == "open" and "/checkpoints/.step-" in str(args[0]) and str(args[0]).endswith("state.json"):
+        os.kill(os.getpid(), signal.SIGSTOP)
+sys.addaudithook(look)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_a_second_ctrl_c_while_it_saves_leaves_no_torn_checkpoint_and_the_end_is_the_same(
+    start: Any, tmp_path: Path, tiny: Any, tiny_data: tuple[Store, Artifact], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = Store(shutil.copytree(tiny_data[0].root, tmp_path / "whole" / "store"))
+    steps = ("train.max_steps=400", "train.eval_every=400", "train.checkpoint_every=400")
+    undisturbed, _ = pretrain(whole, plan_training(whole, tiny(*steps), whole.resolve(tiny_data[1].label)))
+
+    (tmp_path / "sitecustomize.py").write_text(_HALF_WRITTEN)
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), str(Path(__file__).parents[2])]))
+    command = start(*steps)
+    os.killpg(command.process.pid, signal.SIGINT)
+    until_stopped(command.child)
+    os.killpg(command.process.pid, signal.SIGINT)
+    assert command.end() == 130, command.said
+    assert nothing_left(command)
+    assert "Run the same command to go on" in command.lines[-1]
+    assert "Traceback" not in command.said
+    found = checkpoints(tmp_path)
+    assert found.steps() == []
+    assert list(found.directory.glob(".step-*.tmp")), "it was in the middle"
+    monkeypatch.delenv("PYTHONPATH")
+    store = Store(tmp_path / "store")
+    artifact, reused = pretrain(store, plan_training(store, tiny(*steps), store.resolve(tiny_data[1].label)))
+    assert not reused
+    assert artifact.digest == undisturbed.digest
+    assert not list(found.directory.parent.glob("*/.step-*.tmp"))
+
+
+def until_stopped(pid: int) -> None:
+    deadline = time.monotonic() + 120
+    while psutil.Process(pid).status() != psutil.STATUS_STOPPED:
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
 
 
 def pending(pid: int, signum: int) -> bool:

@@ -19,7 +19,7 @@ import tasks.feed
 from benchmarks.mlflow_server import Answer, Forward, Proxy, Server, free_port, plainly
 from gptmodel.artifacts import Artifact, Store
 from gptmodel.config import EvaluateConfig, PipelineConfig
-from gptmodel.errors import LockHeldError
+from gptmodel.errors import LockHeldError, LockLostError
 from gptmodel.evaluation import evaluate
 from gptmodel.locks import exclusive
 from gptmodel.metrics_log import read_lines
@@ -85,7 +85,8 @@ def assert_told_once(model: Artifact, name: str) -> Any:
     run = mlflow.get_run(run_id)
     assert run.info.status == "FINISHED"
     assert {f.path for f in mlflow.list_artifacts(run_id, "plots")} == {"plots/loss.png", "plots/optimizer.png"}
-    assert len(mlflow.list_artifacts(run_id, "lineage")) == 3
+    kept = {f.path for f in mlflow.list_artifacts(run_id, "lineage")} - {"lineage/code.patch"}  # if the code is dirty
+    assert len(kept) == 5
     samples = mlflow.load_table(run.info.experiment_id, "samples/training.json", run_ids=[run_id])
     assert list(samples["step"]) == [0, 6, 12]
     (output,) = run.outputs.model_outputs
@@ -255,6 +256,42 @@ def test_gptflow_sync_without_a_server_is_one_line_and_exit_code_1(
     assert [o["what"] for o in json.loads(done.stdout)["outcomes"]] == ["failed"]
     assert len(done.stderr.strip().splitlines()) == 1
     assert "run `gptflow sync` again" in done.stderr
+
+
+def test_the_end_of_a_step_waits_no_longer_than_stated(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("tasks.syncing.FLUSH_SECONDS", 0.1)
+    free, done = threading.Event(), threading.Event()
+    settle(lambda: free.wait(60), "it")
+    assert not free.is_set()
+    assert "it" in [thread.name.removeprefix("settle ") for thread in threading.enumerate()], "it goes on alone"
+    assert "what it lacks there is sent by `gptflow sync`" in caplog.text
+    free.set()
+    settle(lambda: threading.Event().wait(0.5) or done.set(), "a large model", n_bytes=1_200_000_000)
+    assert done.is_set(), "more bytes, more time"
+
+
+def test_a_sync_that_was_replaced_meanwhile_registers_nothing(
+    data: tuple[Store, Artifact], tiny: Tiny, undisturbed: Artifact, proxy: Proxy
+) -> None:
+    store, shards = data
+    model = adopt(store, undisturbed, shards, tiny("name=revived"))
+    lock, asked = run_dir_of(store, model.fingerprint) / LOCK_FILE, list[str]()
+
+    def replace(method: str, path: str, body: bytes, forward: Forward) -> Answer:
+        asked.append(f"{method} {path}")
+        if method == "PATCH" and "logged-models" in path:  # the end of its upload
+            lock.unlink()
+        return forward(body)
+
+    proxy.rule = replace
+    with pytest.raises(LockLostError, match="its lock file is gone"):
+        sync_run(store, lock.parent)
+    assert asked[-1].startswith("PATCH"), "the last that it sent"
+    proxy.rule = plainly
+    assert [outcome.what for outcome in sync_store(store)] == ["sent"]
+    assert_told_once(model, "revived")
 
 
 def test_a_training_that_goes_on_is_left_to_itself(data: tuple[Store, Artifact], tiny: Tiny, proxy: Proxy) -> None:
