@@ -39,9 +39,16 @@ class Part:
 
     document: str
     number: int
+    start: int = 0
+    """Bytes of the document's UTF-8 that stand in the parts before."""
     texts: list[str] = field(default_factory=list)
     n_bytes: int = 0
     last: bool = False
+
+    @property
+    def whole(self) -> bool:
+        """Whether it is all of its document."""
+        return self.last and self.number == 0
 
 
 @dataclass
@@ -83,7 +90,7 @@ def plan_shards(documents: Iterable[PlannedDocument], shard_bytes: int) -> Itera
     for document in documents:
         if document.split not in filling:
             raise DataError(f"document {document.id} is in split {document.split!r}; known are {', '.join(SPLITS)}")
-        number, continues = 0, False
+        number, start, continues = 0, 0, False
         for text, n_bytes in _pieces(document, shard_bytes):
             shard = filling[document.split]
             if not shard.has_room(n_bytes, shard_bytes):
@@ -91,9 +98,10 @@ def plan_shards(documents: Iterable[PlannedDocument], shard_bytes: int) -> Itera
                 shard = filling[document.split] = ShardPlan(shard.split, shard.index + 1)
                 continues = False
             if not continues:
-                shard.parts.append(Part(document.id, number))
+                shard.parts.append(Part(document.id, number, start))
                 number, continues = number + 1, True
             shard.add(text, n_bytes)
+            start += n_bytes
         filling[document.split].parts[-1].last = True
     yield from (shard for shard in filling.values() if shard.parts)
 

@@ -12,6 +12,7 @@ import logging
 import os
 from collections.abc import Callable, Iterable, Iterator
 from concurrent import futures
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +23,12 @@ from gptmodel.artifacts import SCRATCH, Artifact, Request, Store, fsync_path, sh
 from gptmodel.config import ShardsConfig, recipe
 from gptmodel.corpus import iter_documents
 from gptmodel.errors import ArtifactError, DataError
+from gptmodel.known_tokens import KnownTokens, find_known
 from gptmodel.shardplan import SPLITS, Part, ShardPlan, plan_shards
 from gptmodel.space import shards_bytes
 from gptmodel.tokenizer import Tokenizer, Tokens, gpt2
 from gptmodel.tokenstream import DocumentIndex, TokenStream, open_split
+from gptmodel.uses import using
 
 __all__ = ["DocumentIndex", "TokenStream", "build_shards", "open_split", "shards_request"]
 
@@ -45,15 +48,22 @@ def build_shards(
 ) -> tuple[Artifact, bool]:
     """(shards artifact, reused). After a crash, shards that were finished are kept and not made again.
 
+    Documents that earlier shards of the store hold are not tokenized again: see `known_tokens`. The files are the same
+    to the byte either way.
+
     `progress` gets bytes of text. Besides the corpus's own errors: DataError for text that cannot be tokenized, and for
     a corpus without documents; LockHeldError if another process builds the same and not `wait`.
     """
     if corpus.kind != "corpus":
         raise ArtifactError(f"{corpus.label} is of kind {corpus.kind}; shards are made from a corpus")
 
+    asked = shards_request(corpus, config)
+
     def build(directory: Path) -> dict[str, Any]:
         plans = plan_shards(iter_documents(corpus), config.shard_bytes)
-        done = _make_all(plans, directory, config.workers or _cores(), _total_bytes(corpus), progress)
+        known = find_known(store, corpus, asked, gpt2(), shard_schema(gpt2()))
+        with using(store.root, known.labels) if known.labels else nullcontext():
+            done = _make_all(plans, directory, known, config.workers or _cores(), _total_bytes(corpus), progress)
         if not done:
             raise DataError(f"{corpus.label} has no documents; nothing to tokenize")
         for stray in set(directory.glob("*.arrow")) - {directory / name for name in done}:
@@ -61,7 +71,7 @@ def build_shards(
         return _summary(done, gpt2())
 
     needed = shards_bytes(_total_bytes(corpus))
-    return store.produce(shards_request(corpus, config), build, wait=wait, needed=needed)
+    return store.produce(asked, build, wait=wait, needed=needed)
 
 
 def _cores() -> int:
@@ -74,7 +84,12 @@ def _total_bytes(corpus: Artifact) -> int:
 
 
 def _make_all(
-    plans: Iterator[ShardPlan], directory: Path, workers: int, total: int, progress: Progress | None
+    plans: Iterator[ShardPlan],
+    directory: Path,
+    known: KnownTokens,
+    workers: int,
+    total: int,
+    progress: Progress | None,
 ) -> dict[str, dict[str, Any]]:
     """Figures of every shard by file name. Holds the text of at most workers + 2 shards at a time."""
     scratch = directory / SCRATCH
@@ -93,7 +108,7 @@ def _make_all(
     with futures.ThreadPoolExecutor(workers, thread_name_prefix="shard") as pool:
         try:
             for plan in plans:
-                running.add(pool.submit(_make, plan, directory))
+                running.add(pool.submit(_make, plan, directory, known))
                 if len(running) > workers:
                     finished, running = futures.wait(running, return_when=futures.FIRST_COMPLETED)
                     collect(finished)
@@ -104,14 +119,16 @@ def _make_all(
     return done
 
 
-def _make(plan: ShardPlan, directory: Path) -> dict[str, Any]:
+def _make(plan: ShardPlan, directory: Path, known: KnownTokens) -> dict[str, Any]:
     """Write one shard, or find that it is already there; the sidecar beside it is written last and says so."""
     path, sidecar = directory / plan.name, directory / SCRATCH / f"{plan.name}.json"
     if (figures := _finished(path, sidecar, plan.key)) is not None:
         log.info("%s is already there", plan.name)
-        return figures
+        # An older version's sidecar does not say what it tokenized: it was all.
+        return {**_work_done(plan, [None] * len(plan.parts)), **figures}
     tokenizer = gpt2()
-    table = _record_batch(plan, tokenizer)
+    taken = known.tokens_of(plan.parts)
+    table = _record_batch(plan, taken, tokenizer)
     temporary = directory / SCRATCH / plan.name
     try:
         with pa.OSFile(str(temporary), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
@@ -128,6 +145,7 @@ def _make(plan: ShardPlan, directory: Path) -> dict[str, Any]:
         "tokens": len(table.column("tokens").values),
         "documents": sum(part.last for part in plan.parts),
         "bytes": plan.n_bytes,
+        **_work_done(plan, taken),
     }
     os.replace(temporary, path)
     fsync_path(directory)
@@ -145,26 +163,45 @@ def _finished(path: Path, sidecar: Path, key: str) -> dict[str, Any] | None:
     return None
 
 
-def _record_batch(plan: ShardPlan, tokenizer: Tokenizer) -> pa.RecordBatch:
-    pieces: list[Tokens] = []
-    offsets = [0]
-    for part in plan.parts:
-        found = list(_part_tokens(part, tokenizer))
-        pieces += found
-        offsets.append(offsets[-1] + sum(map(len, found)))
-    tokens = pa.LargeListArray.from_arrays(pa.array(offsets, pa.int64()), pa.array(np.concatenate(pieces), pa.uint16()))
-    columns = {
-        "document": pa.array([part.document for part in plan.parts], pa.string()),
-        "part": pa.array([part.number for part in plan.parts], pa.int32()),
-        "tokens": tokens,
+def _work_done(plan: ShardPlan, taken: list[Tokens | None]) -> dict[str, Any]:
+    """What was tokenized here: bytes, whole documents, and the ids of those of which this shard has a part."""
+    made = [part for part, tokens in zip(plan.parts, taken, strict=True) if tokens is None]
+    return {
+        "tokenized_bytes": sum(part.n_bytes for part in made),
+        "tokenized_documents": sum(part.whole for part in made),
+        "tokenized_in_part": [part.document for part in made if not part.whole],
     }
+
+
+def shard_schema(tokenizer: Tokenizer) -> Any:
+    """The Arrow schema of a shard file, with what made it."""
+    fields = {"document": pa.string(), "part": pa.int32(), "tokens": pa.large_list(pa.uint16())}
     metadata = {
         "tokenizer": tokenizer.name,
         "tokenizer_digest": tokenizer.digest,
         "vocab_size": str(tokenizer.vocab_size),
         "end_token": str(tokenizer.end_token),
     }
-    return pa.record_batch(columns).replace_schema_metadata(metadata)
+    return pa.schema(fields, metadata)
+
+
+def _record_batch(plan: ShardPlan, taken: list[Tokens | None], tokenizer: Tokenizer) -> pa.RecordBatch:
+    """The shard; tokens of parts that were not `taken` from earlier ones are made here."""
+    end = np.array([tokenizer.end_token], np.uint16)
+    pieces: list[Tokens] = []
+    offsets = [0]
+    for part, known in zip(plan.parts, taken, strict=True):
+        found = list(_part_tokens(part, tokenizer)) if known is None else [known]
+        found += [end] if part.last else []
+        pieces += found
+        offsets.append(offsets[-1] + sum(map(len, found)))
+    tokens = pa.LargeListArray.from_arrays(pa.array(offsets, pa.int64()), pa.array(np.concatenate(pieces), pa.uint16()))
+    columns = [
+        pa.array([part.document for part in plan.parts], pa.string()),
+        pa.array([part.number for part in plan.parts], pa.int32()),
+        tokens,
+    ]
+    return pa.record_batch(columns, schema=shard_schema(tokenizer))
 
 
 def _part_tokens(part: Part, tokenizer: Tokenizer) -> Iterator[Tokens]:
@@ -173,20 +210,23 @@ def _part_tokens(part: Part, tokenizer: Tokenizer) -> Iterator[Tokens]:
             yield from tokenizer.iter_encode(text)
     except DataError as error:
         raise DataError(f"document {part.document}: {error}") from None
-    if part.last:
-        yield np.array([tokenizer.end_token], np.uint16)
 
 
 def _summary(done: dict[str, dict[str, Any]], tokenizer: Tokenizer) -> dict[str, Any]:
-    """Figures of the artifact. bytes_per_token counts end tokens as tokens."""
+    """Figures of the artifact. bytes_per_token counts end tokens as tokens; what was reused is history, not content."""
     summary: dict[str, Any] = {
         f"{split}_{what}": sum(f[what] for f in done.values() if f["split"] == split)
         for split in SPLITS
         for what in ("tokens", "documents", "bytes")
     }
-    n_bytes, n_tokens = (sum(f[what] for f in done.values()) for what in ("bytes", "tokens"))
+    n_bytes, n_tokens, n_documents = (sum(f[what] for f in done.values()) for what in ("bytes", "tokens", "documents"))
+    tokenized = sum(f["tokenized_documents"] for f in done.values())
+    tokenized += len({document for f in done.values() for document in f["tokenized_in_part"]})
     return {
         **summary,
+        "documents_tokenized": tokenized,
+        "documents_reused": n_documents - tokenized,
+        "bytes_tokenized": sum(f["tokenized_bytes"] for f in done.values()),
         "shards": len(done),
         "bytes_per_token": n_bytes / n_tokens,
         "tokenizer": {"name": tokenizer.name, "digest": tokenizer.digest, "vocab_size": tokenizer.vocab_size},
