@@ -16,6 +16,12 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from flows.card_command import card
+from flows.compare_commands import diff, reproduce
+from flows.export_command import export
+from flows.lineage_command import lineage
+from flows.store_commands import store, verify
+from flows.trace_command import trace
 from gptmodel.errors import ConfigError, GptflowError
 from gptmodel.presets import PRESETS
 
@@ -104,15 +110,22 @@ def evaluate(
 
 @cli.command("import")
 @click.argument("source")
-@click.option("--revision", default="", help="Commit of the repo; left out, the newest is resolved and recorded.")
+@click.option("--revision", default="", help="Commit of the repo (left out, the newest), or digest of an address.")
 @click.option("--name", default="", help="Name in the model registry.")
+@click.option(
+    "--allow-private-addresses", is_flag=True, help="Let an address lie on this machine or a private network."
+)
 @click.option("--wait", is_flag=True, help="Wait for another run of the same, instead of refusing.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as one JSON object.")
-def import_(source: str, revision: str, name: str, wait: bool, as_json: bool) -> None:
-    """Import GPT-2 weights from SOURCE: a Hugging Face repo id or a local directory."""
+def import_(source: str, as_json: bool, **parameters: Any) -> None:
+    """Import GPT-2 weights from SOURCE, every tensor accounted for, with a certificate.
+
+    SOURCE is a Hugging Face repo id, a local directory in its layout, or OpenAI's own TensorFlow files: a directory, or
+    the address that they lie under.
+    """
     from flows.import_weights import import_weights
 
-    _show(_run(import_weights, source=source, revision=revision, name=name, wait=wait), as_json)
+    _show(_run(import_weights, source=source, **parameters), as_json)
 
 
 @cli.command()
@@ -125,24 +138,36 @@ def sync(as_json: bool) -> None:
 
 
 @cli.command()
-@click.argument("prompt", required=False)
+@click.argument("prompt", nargs=-1)
 @click.option("--model", default="", help="Checkpoint or weights of the store; left out, the newest checkpoint.")
+@click.option("--samples", type=click.IntRange(min=1), default=1, show_default=True, help="Texts for each prompt.")
 @click.option("--max-new-tokens", type=int, help="Stop after this many tokens.")
+@click.option("--stop", multiple=True, metavar="TEXT", help="Stop before this text; may be repeated.")
 @click.option("--temperature", type=float, help="0 is greedy.")
 @click.option("--top-k", type=int, help="Keep only the k most likely tokens; 0 keeps all.")
 @click.option("--top-p", type=float, help="Keep the most likely tokens whose probabilities reach p; 1 keeps all.")
 @click.option("--seed", type=int, help="The same seed gives the same text.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as one JSON object.")
-def generate(prompt: str | None, model: str, as_json: bool, **decoding: Any) -> None:
-    """Let a model go on from PROMPT (or from standard input), token by token."""
+def generate(prompt: tuple[str, ...], model: str, samples: int, as_json: bool, **decoding: Any) -> None:
+    """Let a model go on from each PROMPT (or from standard input), token by token; several are written together."""
     from gptmodel.config import DecodingConfig
     from gptmodel.settings import parse_config
 
     settings = parse_config({k: v for k, v in decoding.items() if v is not None}, DecodingConfig)
-    text = sys.stdin.read() if prompt is None else prompt
+    prompts = list(prompt) or [sys.stdin.read()]
     from flows.terminal import write
 
-    write(text, model, settings, as_json=as_json)
+    write([text for text in prompts for _ in range(samples)], model, settings, as_json=as_json)
+
+
+cli.add_command(diff)
+cli.add_command(export)
+cli.add_command(lineage)
+cli.add_command(reproduce)
+cli.add_command(store)
+cli.add_command(card)
+cli.add_command(trace)
+cli.add_command(verify)
 
 
 def _prepare_environment() -> None:

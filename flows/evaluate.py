@@ -9,6 +9,7 @@ from gptmodel.overrides import PipelineOverrides, given
 from gptmodel.presets import PresetName
 from gptmodel.settings import load_config
 from tasks.evaluating import evaluate_model
+from tasks.holding import hold, holding
 from tasks.preparing import find_shards
 
 
@@ -30,6 +31,7 @@ def evaluate(
         wait: Wait for another run that makes the same, instead of refusing.
     """
     config = load_config(preset, overrides=given(overrides))
-    judged = find_model(open_store(), model)
-    scored = find_shards(shards, config, wait)
-    return {"model": judged, "shards": scored, "evaluation": evaluate_model(judged, scored, config.evaluate, wait)}
+    with holding():
+        judged = hold(find_model(open_store(), model))
+        scored = find_shards(shards, config, wait)
+        return {"model": judged, "shards": scored, "evaluation": evaluate_model(judged, scored, config.evaluate, wait)}

@@ -9,6 +9,7 @@ from gptmodel.overrides import PipelineOverrides, given
 from gptmodel.presets import PresetName
 from gptmodel.settings import load_config
 from tasks.evaluating import evaluate_model
+from tasks.holding import holding
 from tasks.importing import import_pretrained
 from tasks.preparing import fetch_corpus, tokenize_corpus
 from tasks.training import pretrain_model
@@ -28,9 +29,10 @@ def pipeline(
         wait: Wait for another run that makes the same artifact, instead of refusing.
     """
     config = load_config(preset, overrides=given(overrides))
-    corpus = fetch_corpus(config.corpus, wait)
-    shards = tokenize_corpus(corpus, config.shards, wait)
-    init = import_pretrained(config.init_from, wait=wait) if config.init_from else None
-    model = pretrain_model(config, shards, init, wait)
-    evaluation = evaluate_model(model, shards, config.evaluate, wait)
+    with holding():
+        corpus = fetch_corpus(config.corpus, wait)
+        shards = tokenize_corpus(corpus, config.shards, wait)
+        init = import_pretrained(config.init_from, wait=wait) if config.init_from else None
+        model = pretrain_model(config, shards, init, wait)
+        evaluation = evaluate_model(model, shards, config.evaluate, wait)
     return {"corpus": corpus, "shards": shards, "model": model, "evaluation": evaluation}

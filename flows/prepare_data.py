@@ -8,6 +8,7 @@ from gptmodel.artifacts import Artifact
 from gptmodel.overrides import PipelineOverrides, given
 from gptmodel.presets import PresetName
 from gptmodel.settings import load_config
+from tasks.holding import holding
 from tasks.preparing import fetch_corpus, tokenize_corpus
 
 
@@ -25,5 +26,6 @@ def prepare_data(
         wait: Wait for another run that makes the same artifact, instead of refusing.
     """
     config = load_config(preset, overrides=given(overrides))
-    corpus = fetch_corpus(config.corpus, wait)
-    return {"corpus": corpus, "shards": tokenize_corpus(corpus, config.shards, wait)}
+    with holding():
+        corpus = fetch_corpus(config.corpus, wait)
+        return {"corpus": corpus, "shards": tokenize_corpus(corpus, config.shards, wait)}

@@ -8,6 +8,7 @@ from gptmodel.artifacts import Artifact
 from gptmodel.overrides import PipelineOverrides, given
 from gptmodel.presets import PresetName
 from gptmodel.settings import load_config
+from tasks.holding import holding
 from tasks.importing import import_pretrained
 from tasks.preparing import find_shards
 from tasks.training import pretrain_model
@@ -29,6 +30,7 @@ def pretrain(
         wait: Wait for another run that trains the same, instead of refusing.
     """
     config = load_config(preset, overrides=given(overrides))
-    found = find_shards(shards, config, wait)
-    init = import_pretrained(config.init_from, wait=wait) if config.init_from else None
-    return {"shards": found, "model": pretrain_model(config, found, init, wait)}
+    with holding():
+        found = find_shards(shards, config, wait)
+        init = import_pretrained(config.init_from, wait=wait) if config.init_from else None
+        return {"shards": found, "model": pretrain_model(config, found, init, wait)}

@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import os
 import sys
+from collections.abc import Iterator
 from dataclasses import asdict
 from typing import Any
 
-from rich.console import Console
+from rich.console import Console, Group
+from rich.live import Live
 from rich.markup import escape
 from rich.table import Table
 
@@ -18,7 +20,7 @@ from gptmodel.errors import TrackingError
 
 _FIGURES = {
     "corpus": ("documents", "train_documents", "validation_documents", "empty_dropped", "duplicates_dropped"),
-    "shards": ("train_tokens", "validation_tokens", "shards"),
+    "shards": ("train_tokens", "validation_tokens", "shards", "documents_tokenized", "documents_reused"),
     "checkpoint": ("step", "tokens", "train_loss", "best_validation_loss", "best_validation_perplexity", "seconds"),
     "weights": ("n_params", "source", "revision", "dtype"),
     "evaluation": ("loss", "perplexity", "bits_per_byte", "unigram_loss", "unigram_perplexity", "tokens"),
@@ -80,36 +82,71 @@ def sync(*, as_json: bool) -> None:
         if not as_json:
             points = f", {outcome.points:,} points" if outcome.points else ""
             print(f"{outcome.label}: {outcome.what}{points}" + (f" ({outcome.detail})" if outcome.detail else ""))
+    events, trouble = _send_events()
     if as_json:
-        print(json.dumps({"outcomes": [asdict(outcome) for outcome in found]}, ensure_ascii=False))
-    elif not found:
-        print("nothing in the store that MLflow should know")
+        told = {"outcomes": [asdict(outcome) for outcome in found], "lineage_events": events}
+        print(json.dumps(told, ensure_ascii=False))
+    else:
+        if not found:
+            print("nothing in the store that MLflow should know")
+        if events:
+            print(f"lineage events: {events:,} sent")
     if failed := [outcome for outcome in found if outcome.what == "failed"]:
         uri = os.environ.get("MLFLOW_TRACKING_URI", "MLflow")
         raise TrackingError(f"{uri} did not take {failed[-1].label} ({failed[-1].detail}); run `gptflow sync` again")
+    if trouble:
+        raise TrackingError(f"the lineage events were not taken ({trouble}); run `gptflow sync` again")
 
 
-def write(prompt: str, model: str, decoding: DecodingConfig, *, as_json: bool) -> None:
-    """Load a model of the store and print its continuation, as it comes."""
-    from gptmodel.generate import stream
-    from gptmodel.tokenizer import gpt2
+def _send_events() -> tuple[int, str]:
+    """How many lineage events were sent to where OpenLineage is configured to, and what went wrong."""
+    from tasks.lineage_outbox import FOLDER, deliver
+
+    folder = open_store().root / FOLDER
+    if not folder.is_dir() or os.environ.get("OPENLINEAGE_DISABLED", "").strip().lower() == "true":
+        return 0, ""
+    try:
+        return deliver(folder), ""
+    except Exception as error:  # the transport is the library's, and so are its errors
+        return 0, (str(error).splitlines() or [type(error).__name__])[0][:200]
+
+
+def write(prompts: list[str], model: str, decoding: DecodingConfig, *, as_json: bool) -> None:
+    """Load a model of the store and print its continuations: one as it comes, several side by side until they end."""
     from gptmodel.weights import load_model
+    from gptmodel.writing import continue_texts, stream_texts
 
     artifact = find_model(open_store(), model)
-    gpt, tokenizer = load_model(artifact).eval(), gpt2()
-    ids = tokenizer.encode(prompt).tolist()
+    gpt = load_model(artifact).eval()
     if as_json:
-        text = tokenizer.decode(list(stream(gpt, ids, decoding=decoding)))
-        print(json.dumps({"model": artifact.label, "prompt": prompt, "text": text}, ensure_ascii=False))
-        return
-    sys.stdout.write(prompt)
-    pending = b""
-    for token in stream(gpt, ids, decoding=decoding):
-        pending += tokenizer.token_bytes(token)
-        try:  # a character may be spread over several tokens
-            text, pending = pending.decode(), b""
-        except UnicodeDecodeError:
-            continue
-        sys.stdout.write(text)
-        sys.stdout.flush()
-    sys.stdout.write(pending.decode(errors="replace") + "\n")
+        written = zip(prompts, continue_texts(gpt, prompts, decoding), strict=True)
+        texts = [{"prompt": prompt, "text": text} for prompt, text in written]
+        told = texts[0] if len(texts) == 1 else {"texts": texts}
+        print(json.dumps({"model": artifact.label, **told}, ensure_ascii=False))
+    elif len(prompts) == 1:
+        sys.stdout.write(prompts[0])
+        for _, piece in stream_texts(gpt, prompts, decoding):
+            sys.stdout.write(piece)
+            sys.stdout.flush()
+        sys.stdout.write("\n")
+    else:
+        _write_several(prompts, stream_texts(gpt, prompts, decoding))
+
+
+def _write_several(prompts: list[str], pieces: Iterator[tuple[int, str]]) -> None:
+    texts = [""] * len(prompts)
+    console = Console(highlight=False, soft_wrap=True)
+
+    def shown() -> Group:
+        rows = zip(prompts, texts, strict=True)
+        return Group(*(f"[dim]{n}[/dim] [bold]{escape(p)}[/bold]{escape(t)}\n" for n, (p, t) in enumerate(rows, 1)))
+
+    if not console.is_terminal:
+        for index, piece in pieces:
+            texts[index] += piece
+    else:
+        with Live(shown(), console=console, transient=True, refresh_per_second=8) as live:
+            for index, piece in pieces:
+                texts[index] += piece
+                live.update(shown())
+    console.print(shown())

@@ -10,44 +10,61 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import math
 import os
 import re
 import shutil
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import asdict, dataclass
-from pathlib import Path, PurePosixPath
+from functools import cached_property
+from pathlib import Path
 from typing import Any
 
-from gptmodel.errors import ArtifactError, ConfigError
+from gptmodel.errors import ArtifactError
 from gptmodel.locks import exclusive
-from gptmodel.provenance import provenance
+from gptmodel.manifests import (
+    MANIFEST,
+    NAME_CHARS,
+    SCRATCH,
+    FileEntry,
+    Manifest,
+    Ref,
+    Request,
+    canonical,
+    check_length,
+    digest_of,
+    parse,
+    read_manifest,
+    regular_file,
+)
+from gptmodel.provenance import now, provenance
 from gptmodel.space import require, storage_errors, used_bytes
+from gptmodel.uses import no_collection, using
+
+__all__ = [
+    "MANIFEST",
+    "NAME_CHARS",
+    "SCRATCH",
+    "Artifact",
+    "FileEntry",
+    "Ref",
+    "Request",
+    "Store",
+    "canonical",
+    "find_model",
+    "fsync_path",
+    "has_manifest",
+    "is_link",
+    "load_artifact",
+    "open_store",
+    "sha256_file",
+    "write_atomic",
+]
 
 log = logging.getLogger(__name__)
-MANIFEST = "manifest.json"
-SCRATCH = ".work"  # of a directory being built: what a restart needs and readers never see
-_SEAL = "seal"
-_NAME_CHARS = 16
+REQUEST_FILE = "request"  # in the scratch of a directory being built: what is being made, and from what
 _HASH_CHUNK = 1 << 22
-
-
-def canonical(value: Any) -> str:
-    """Stable text of plain data: sorted keys, whole floats as integers; ConfigError on all that has no stable form."""
-    return json.dumps(_plain(value), sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
-
-
-def _plain(value: Any) -> Any:
-    if value is None or isinstance(value, bool | int | str):
-        return value
-    if isinstance(value, float) and math.isfinite(value):
-        return int(value) if value.is_integer() and abs(value) < 2**53 else value
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    if isinstance(value, dict) and all(isinstance(key, str) for key in value):
-        return {key: _plain(item) for key, item in value.items()}
-    raise ConfigError(f"{value!r} ({type(value).__name__}) has no stable form to take a fingerprint of")
 
 
 def sha256_file(path: Path) -> str:
@@ -81,40 +98,6 @@ def write_atomic(path: Path, data: str | bytes) -> None:
 
 
 @dataclass(frozen=True)
-class Ref:
-    """An input: which artifact, by what was asked (fingerprint) and by what it holds (digest)."""
-
-    kind: str
-    fingerprint: str
-    digest: str
-
-
-@dataclass(frozen=True)
-class Request:
-    """What is asked of a step. Its fingerprint names the answer."""
-
-    kind: str
-    recipe_version: int
-    config: dict[str, Any]
-    inputs: tuple[Ref, ...] = ()
-
-    @property
-    def fingerprint(self) -> str:
-        """Hex sha256 over kind, recipe version, config and the content digests of the inputs."""
-        asked = [self.kind, self.recipe_version, self.config, [[ref.kind, ref.digest] for ref in self.inputs]]
-        return hashlib.sha256(canonical(asked).encode()).hexdigest()
-
-
-@dataclass(frozen=True)
-class FileEntry:
-    """A file of an artifact, by its name below the artifact's directory."""
-
-    name: str
-    bytes: int
-    sha256: str
-
-
-@dataclass(frozen=True)
 class Artifact:
     """A published artifact. Reading its files through `file` checks them."""
 
@@ -135,8 +118,7 @@ class Artifact:
     @property
     def digest(self) -> str:
         """Content digest: hex sha256 over the sorted names and hashes of the files."""
-        lines = sorted(f"{entry.sha256} {entry.name}" for entry in self.files)
-        return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+        return digest_of(self.files)
 
     @property
     def ref(self) -> Ref:
@@ -152,11 +134,11 @@ class Artifact:
 
         Raises ArtifactError naming the artifact and the file.
         """
-        entry = next((entry for entry in self.files if entry.name == name), None)
+        entry = self._by_name.get(name)
         if entry is None:
             raise ArtifactError(f"{self.label} has no file {name}; it has {', '.join(f.name for f in self.files)}")
         path = self.path / name
-        _check_size(self.label, path, entry)
+        _check_size(self.label, self.path, entry)
         key = (str(path), entry.sha256, path.stat().st_mtime_ns)
         if key not in _hashed:
             found = _read_whole(self.label, path)
@@ -167,6 +149,10 @@ class Artifact:
                 )
             _hashed.add(key)
         return path
+
+    @cached_property
+    def _by_name(self) -> dict[str, FileEntry]:
+        return {entry.name: entry for entry in self.files}
 
     def verify(self) -> Artifact:
         """Check every file as `file` does; for an artifact that no later step reads."""
@@ -182,13 +168,17 @@ class Artifact:
 _hashed: set[tuple[str, str, int]] = set()  # files whose hash this process has seen to be right
 
 
-def _check_size(label: str, path: Path, entry: FileEntry) -> None:
-    remedy = f"remove {path.parents[len(PurePosixPath(entry.name).parts) - 1]} and run the step again"
-    if not path.is_file():
-        raise ArtifactError(f"{label}: {entry.name} is missing; {remedy}")
-    found = path.stat().st_size
-    if found != entry.bytes:
-        raise ArtifactError(f"{label}: {entry.name} is damaged: {found:,} bytes, expected {entry.bytes:,}; {remedy}")
+def _check_size(label: str, directory: Path, entry: FileEntry) -> None:
+    remedy = f"remove {directory} and run the step again"
+    found = regular_file(directory, entry.name)
+    if isinstance(found, str):
+        if not os.path.lexists(directory):
+            raise ArtifactError(f"{label} is gone from {directory}; run the step that makes it again")
+        raise ArtifactError(f"{label}: {entry.name} {found}; {remedy}")
+    if found.st_size != entry.bytes:
+        raise ArtifactError(
+            f"{label}: {entry.name} is damaged: {found.st_size:,} bytes, expected {entry.bytes:,}; {remedy}"
+        )
 
 
 def _read_whole(label: str, path: Path) -> str:
@@ -200,27 +190,10 @@ def _read_whole(label: str, path: Path) -> str:
 
 def load_artifact(path: Path) -> Artifact:
     """The artifact in a directory, with file sizes checked. ArtifactError where there is none, or it is damaged."""
-    manifest = path / MANIFEST
-    try:
-        raw = json.loads(manifest.read_text())
-        request = Request(raw["kind"], raw["recipe_version"], raw["config"], tuple(Ref(**ref) for ref in raw["inputs"]))
-        files = tuple(FileEntry(**entry) for entry in raw["files"])
-        artifact = Artifact(path, request, files, raw["summary"], raw["provenance"])
-        stated = (raw["fingerprint"], raw["digest"], raw.get(_SEAL, _seal(raw)))  # older manifests have no seal
-        if unknown := raw.keys() - {*_manifest(artifact), _SEAL}:
-            raise ValueError(f"it has an entry {min(unknown)!r}")
-    except FileNotFoundError:
-        raise ArtifactError(f"no artifact at {path}: it has no {MANIFEST}") from None
-    except OSError as error:
-        raise ArtifactError(f"{manifest} cannot be read: {error.strerror}") from None
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise ArtifactError(f"{manifest} is damaged ({error}); remove {path} and run the step again") from None
-    if stated != (artifact.fingerprint, artifact.digest, _seal(raw)):
-        raise ArtifactError(f"{manifest} does not agree with itself; remove {path} and run the step again")
-    for entry in files:
-        if PurePosixPath(entry.name).is_absolute() or ".." in PurePosixPath(entry.name).parts:
-            raise ArtifactError(f"{manifest} names a file outside its directory: {entry.name}")
-        _check_size(f"{artifact.kind}/{path.name}", path / entry.name, entry)
+    found = read_manifest(path)
+    artifact = Artifact(path, found.request, found.files, found.summary, found.provenance)
+    for entry in artifact.files:
+        _check_size(f"{artifact.kind}/{path.name}", path, entry)
     return artifact
 
 
@@ -231,7 +204,7 @@ class Store:
     root: Path
 
     def path_of(self, request: Request) -> Path:
-        return self.root / request.kind / request.fingerprint[:_NAME_CHARS]
+        return self.root / request.kind / request.fingerprint[:NAME_CHARS]
 
     def building_path(self, request: Request) -> Path:
         """Where it is built: a hidden sibling, kept after a failure so that a restart can go on."""
@@ -245,9 +218,21 @@ class Store:
     def find(self, request: Request) -> Artifact | None:
         """The answer to this request if it is already there; ArtifactError if it is there and damaged."""
         path = self.path_of(request)
-        if not (path / MANIFEST).exists():
+        if not has_manifest(path):
             return None
-        return load_artifact(path)
+        return self.at(request.kind, path.name)
+
+    def at(self, kind: str, name: str) -> Artifact:
+        """The artifact `kind/name` of this store. ArtifactError if what lies there is another one, or a link."""
+        path = self.root / kind / name
+        for place in (path.parent, path):
+            if is_link(place):
+                raise ArtifactError(f"{place} is a link; what a store holds is in it (link the whole store instead)")
+        artifact = load_artifact(path)
+        if (artifact.kind, artifact.fingerprint[:NAME_CHARS]) != (kind, name):
+            is_one = f"{artifact.kind}/{artifact.fingerprint[:NAME_CHARS]}"
+            raise ArtifactError(f"{path} holds {is_one}; it was moved or renamed: put it back in its place")
+        return artifact
 
     def produce(
         self, request: Request, build: Callable[[Path], dict[str, Any]], *, wait: bool = False, needed: int = 0
@@ -259,20 +244,31 @@ class Store:
         gets LockHeldError, or waits if `wait`. StorageError if the disk has not `needed` bytes free, less what an
         earlier attempt left, or cannot be written to; nothing is published then.
         """
-        if (found := self.find(request)) is not None:
+        if (found := self._reused(request)) is not None:
             return found, True
-        building, what = self.building_path(request), f"{request.kind} {request.fingerprint[:_NAME_CHARS]}"
+        building, what = self.building_path(request), f"{request.kind} {request.fingerprint[:NAME_CHARS]}"
+        labels = [f"{request.kind}/{building.name}", *(ref.label for ref in request.inputs)]
         with storage_errors(what, self.root, needed):
             require(0, self.root, what)
             building.parent.mkdir(parents=True, exist_ok=True)
-            with exclusive(self.lock_path(request), what, wait=wait) as hold:
-                if (found := self.find(request)) is not None:
+            with using(self.root, labels), exclusive(self.lock_path(request), what, wait=wait) as hold:
+                if (found := self._reused(request)) is not None:
                     return found, True
                 require(needed - used_bytes(building), self.root, what)
-                building.mkdir(exist_ok=True)
-                started = provenance()
+                (building / SCRATCH).mkdir(parents=True, exist_ok=True)
+                write_atomic(building / SCRATCH / REQUEST_FILE, json.dumps(asdict(request)))
+                started = provenance(self.root)
                 summary = build(building)
                 return self._publish(request, building, summary, started, hold.check), False
+
+    def _reused(self, request: Request) -> Artifact | None:
+        """The answer that is there, marked as used now: what is in use is not swept away as old."""
+        with no_collection(self.root):
+            found = self.find(request)
+            if found is not None:
+                with suppress(OSError):  # a store that is read-only
+                    os.utime(found.path)
+            return found
 
     def _publish(
         self,
@@ -286,12 +282,12 @@ class Store:
         paths = sorted(p for p in building.rglob("*") if p.is_file() and not _is_scratch(p.relative_to(building)))
         if not paths:
             raise ArtifactError(f"{request.kind}: the step made no file")
-        files = tuple(FileEntry(p.relative_to(building).as_posix(), p.stat().st_size, sha256_file(p)) for p in paths)
-        for path in paths:
+        files = tuple(FileEntry(p.relative_to(building).as_posix(), p.lstat().st_size, sha256_file(p)) for p in paths)
+        for path in (*paths, *{folder for p in paths for folder in p.parents if building in folder.parents}):
             fsync_path(path)
         final = self.path_of(request)
-        artifact = Artifact(final, request, files, summary, {**started, "finished": provenance()["started"]})
-        write_atomic(building / MANIFEST, _manifest_text(artifact))
+        artifact = Artifact(final, request, files, summary, {**started, "finished": now()})
+        write_atomic(building / MANIFEST, _manifest_text(artifact, building))
         guard()  # again: hashing took its time
         if final.exists():  # without a manifest, or `find` would have returned it
             aside = final.with_name(f".without-manifest-{final.name}-{time.time_ns()}")
@@ -299,30 +295,47 @@ class Store:
             log.warning("%s had no manifest; set aside as %s", artifact.label, aside)
         os.replace(building, final)
         fsync_path(final.parent)
+        fsync_path(self.root)  # the first of its kind
         shutil.rmtree(final / SCRATCH, ignore_errors=True)
         return artifact
 
-    def artifacts(self) -> Iterator[Artifact]:
-        """All readable artifacts, by kind and name."""
-        for manifest in sorted(self.root.glob(f"*/*/{MANIFEST}")):
-            if not manifest.parent.name.startswith("."):
-                yield load_artifact(manifest.parent)
+    def directories(self, kind: str = "", start: str = "") -> list[Path]:
+        """Where artifacts lie, by kind and name; of one kind, and with names that begin so, if given.
 
-    def resolve(self, name: str, kind: str = "") -> Artifact:
-        """The artifact that a person means: a path, `kind/name`, or the first characters of its fingerprint."""
-        if (Path(name) / MANIFEST).exists():
-            found = [Path(name)]
-        else:
-            part = name.removeprefix(f"{kind}/").rsplit("/", 1)
-            kinds, stem = (part[0], part[1]) if len(part) == 2 else (kind or "*", part[0])
-            if not re.fullmatch(r"[0-9a-f]{4,64}", stem) or not re.fullmatch(r"[a-z-]+|\*", kinds):
-                found = []
-            else:
-                found = sorted(m.parent for m in self.root.glob(f"{kinds}/{stem[:_NAME_CHARS]}*/{MANIFEST}"))
+        What is being built, set aside or thrown away is hidden. One that is closed to us is listed: whoever reads it
+        is told so. ArtifactError if the store, or a kind, cannot be listed.
+        """
+        return [path for path in self.entries(kind, start) if has_manifest(path)]
+
+    def entries(self, kind: str = "", start: str = "") -> list[Path]:
+        """All that lies where artifacts lie, whole or not. Arguments and errors as in `directories`."""
+        kinds = [self.root / kind] if kind else _shown(self.root)
+        return sorted(path for folder in kinds for path in _shown(folder) if path.name.startswith(start))
+
+    def artifacts(self) -> Iterator[Artifact]:
+        """All artifacts, by kind and name; ArtifactError at one that is damaged."""
+        for path in self.directories():
+            yield self.at(path.parent.name, path.name)
+
+    def locate(self, name: str, kind: str = "") -> Path:
+        """Where the artifact lies that a person means, without a look at it; names as in `resolve`."""
+        if _is_artifact(name):
+            return Path(os.path.abspath(name))  # noqa: PTH100 - `..` and `.` get their names, and links keep theirs
+        part = name.removeprefix(f"{kind}/").rsplit("/", 1)
+        kinds, stem = (part[0], part[1]) if len(part) == 2 else (kind or "*", part[0])
+        found = []
+        if re.fullmatch(r"[0-9a-f]{4,64}", stem) and re.fullmatch(r"[a-z-]+|\*", kinds):
+            found = self.directories(kinds.strip("*"), stem[:NAME_CHARS])
         if len(found) != 1:
             what = "no artifact" if not found else f"{len(found)} artifacts"
             raise ArtifactError(f"{what} in {self.root} for {name!r}; give kind/fingerprint or the path of one")
-        artifact = load_artifact(found[0])
+        return found[0]
+
+    def resolve(self, name: str, kind: str = "") -> Artifact:
+        """The artifact that a person means: a path, `kind/name`, or the first characters of its fingerprint."""
+        path = self.locate(name, kind)
+        is_ours = path.parent.parent.resolve() == self.root.resolve()
+        artifact = self.at(path.parent.name, path.name) if is_ours else load_artifact(path)
         if kind and artifact.kind != kind:
             raise ArtifactError(f"{name} is a {artifact.kind}, and a {kind} is needed")
         return artifact
@@ -332,7 +345,7 @@ class Store:
         ref = next((ref for ref in artifact.request.inputs if ref.kind == kind), None)
         if ref is None:
             raise ArtifactError(f"{artifact.label} has no input of kind {kind}")
-        found = load_artifact(self.root / ref.kind / ref.fingerprint[:_NAME_CHARS])
+        found = self.at(ref.kind, ref.fingerprint[:NAME_CHARS])
         if found.digest != ref.digest:
             raise ArtifactError(
                 f"{artifact.label} was made from {kind} {ref.digest[:16]}…, but {found.label} now holds "
@@ -356,34 +369,56 @@ def find_model(store: Store, name: str = "") -> Artifact:
     checkpoints = [a for a in store.artifacts() if a.kind == "checkpoint"]
     if not checkpoints:
         raise ArtifactError(f"no checkpoint in {store.root}; train one with `gptflow run`, or name a model")
-    return max(checkpoints, key=lambda a: str(a.provenance["finished"]))
+    return max(checkpoints, key=lambda a: str(a.provenance.get("finished", "")))
+
+
+def has_manifest(directory: Path) -> bool:
+    """Whether a manifest lies there; also where that cannot be told, so that nobody takes what is closed for gone."""
+    try:
+        (directory / MANIFEST).lstat()
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except OSError:
+        return True
+    return True
+
+
+def _is_artifact(name: str) -> bool:
+    """Whether a name is the path of an artifact's directory, be it one that is closed to us."""
+    return os.path.isdir(name) and has_manifest(Path(name))  # noqa: PTH112 - a name may be too long for a path
+
+
+def is_link(path: Path) -> bool:
+    """Whether a link lies there; False too where that cannot be told: whoever opens it meets the reason."""
+    return os.path.islink(path)  # noqa: PTH114 - Path's own raises in a folder that is closed to us
+
+
+def _shown(folder: Path) -> list[Path]:
+    """What is not hidden in a folder; nothing if it is none. ArtifactError if it cannot be listed."""
+    try:
+        with os.scandir(folder) as entries:
+            return [folder / entry.name for entry in entries if not entry.name.startswith(".")]
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    except OSError as error:
+        raise ArtifactError(
+            f"{folder} cannot be listed ({error.strerror}), so nobody can tell what it holds; give this user the right"
+        ) from None
 
 
 def _is_scratch(relative: Path) -> bool:
     return relative.parts[0] == SCRATCH or relative.name == MANIFEST or relative.name.endswith(".tmp")
 
 
-def _manifest_text(artifact: Artifact) -> str:
-    # Sealed as it will be read back: a tuple is a list then.
-    raw = json.loads(json.dumps(_manifest(artifact)))
-    return json.dumps({**raw, _SEAL: _seal(raw)}, indent=2, ensure_ascii=False) + "\n"
-
-
-def _seal(raw: dict[str, Any]) -> str:
-    """Hex sha256 of a manifest without its seal: figures and provenance are in no other hash."""
-    rest = {name: value for name, value in raw.items() if name != _SEAL}
-    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
-
-
-def _manifest(artifact: Artifact) -> dict[str, Any]:
-    return {
-        "kind": artifact.kind,
-        "recipe_version": artifact.request.recipe_version,
-        "fingerprint": artifact.fingerprint,
-        "digest": artifact.digest,
-        "config": artifact.request.config,
-        "inputs": [asdict(ref) for ref in artifact.request.inputs],
-        "files": [asdict(entry) for entry in artifact.files],
-        "summary": artifact.summary,
-        "provenance": artifact.provenance,
-    }
+def _manifest_text(artifact: Artifact, building: Path) -> str:
+    """The manifest, read back by the rules that readers hold it to; ArtifactError if they would refuse it."""
+    text = Manifest(artifact.request, artifact.files, artifact.summary, artifact.provenance).text()
+    try:
+        check_length(len(text.encode()))
+        parse(text.encode())
+        for entry in artifact.files:
+            if isinstance(wrong := regular_file(building, entry.name), str):
+                raise ValueError(f"{entry.name} {wrong}")
+    except ValueError as error:
+        raise ArtifactError(f"{artifact.label} cannot be published, since no reader would take it: {error}") from None
+    return text

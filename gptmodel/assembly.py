@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +46,10 @@ class Job:
     """Directory of the weights or checkpoint artifact to start from."""
     init_digest: str = ""
     """What that held."""
+    until: int = 0
+    """Leave off after this step, with the schedule of the whole run, and leave no product; 0 trains to the end."""
+    provenance: dict[str, Any] = field(default_factory=dict)
+    """Code and machine when the child was started; for readers of the run, not for the child."""
 
 
 def assemble(
@@ -89,6 +93,7 @@ def assemble(
         replay=f"python -m gptmodel.replay {shlex.quote(str(Path(job.run_dir) / 'job.json'))}",
         rank=rank,
         world=world,
+        until=job.until,
     )
 
 

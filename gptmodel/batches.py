@@ -11,15 +11,17 @@ Shapes: B rows, T tokens.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Protocol
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 import numpy.typing as npt
-import torch
-from torch import Tensor
 
 from gptmodel.errors import ConfigError, DataError
 from gptmodel.permutation import Numbers, Permutation
+
+if TYPE_CHECKING:  # the order of the data is asked for without a model too, and torch takes seconds
+    from torch import Tensor
 
 
 class Stream(Protocol):
@@ -29,6 +31,17 @@ class Stream(Protocol):
     def n_tokens(self) -> int: ...
 
     def slice(self, start: int, stop: int) -> npt.NDArray[np.uint16]: ...
+
+
+@dataclass(frozen=True)
+class Sightings:
+    """Rows in which windows stand, by step and row: arrays of one length. All count from 0."""
+
+    steps: Numbers
+    rows: Numbers
+    """Of the whole batch, over all ranks."""
+    epochs: Numbers
+    windows: Numbers
 
 
 class Batches:
@@ -66,14 +79,35 @@ class Batches:
         """Window numbers of all ranks' rows at a step, in row order [batch_size]."""
         return self._windows(step, range(self.batch_size))
 
+    def all_epochs(self, step: int) -> Numbers:
+        """Epoch of each of all ranks' rows at a step, in row order [batch_size]: an epoch may end within a batch."""
+        return (step * self.batch_size + np.arange(self.batch_size, dtype=np.int64)) // self.n_windows
+
+    def sightings(self, windows: npt.ArrayLike, n_steps: int) -> Sightings:
+        """Where the first `n_steps` steps have these windows: `all_windows` backwards, without going through steps."""
+        asked = np.unique(np.asarray(windows, dtype=np.int64))
+        n_samples = n_steps * self.batch_size
+        found = [np.empty((2, 0), np.int64)]
+        for epoch in range(-(-n_samples // self.n_windows)):
+            numbers = epoch * self.n_windows + self._order(epoch).inverse(asked)
+            seen = numbers < n_samples
+            found.append(np.stack([numbers[seen], asked[seen]]))
+        numbers, where = np.concatenate(found, axis=1)
+        turn = np.argsort(numbers)
+        steps, rows = np.divmod(numbers[turn], self.batch_size)
+        return Sightings(steps, rows, numbers[turn] // self.n_windows, where[turn])
+
     def _windows(self, step: int, rows: range) -> Numbers:
         numbers = step * self.batch_size + np.arange(rows.start, rows.stop, dtype=np.int64)
         epochs, places = np.divmod(numbers, self.n_windows)
         found = np.empty_like(places)
         for epoch in np.unique(epochs):
             here = epochs == epoch
-            found[here] = Permutation(self.n_windows, seed=self.seed, epoch=int(epoch)).forward(places[here])
+            found[here] = self._order(int(epoch)).forward(places[here])
         return found
+
+    def _order(self, epoch: int) -> Permutation:
+        return Permutation(self.n_windows, seed=self.seed, epoch=epoch)
 
     def batch(self, step: int) -> list[tuple[Tensor, Tensor]]:
         """This rank's micro-batches at a step, in order: (inputs_BT, targets_BT), int64 on the CPU."""
@@ -106,6 +140,8 @@ def eval_windows(stream: Stream, context_length: int, max_tokens: int = 0) -> Nu
 
 def read_windows(stream: Stream, windows: Iterable[int], context_length: int) -> tuple[Tensor, Tensor]:
     """(inputs_BT, targets_BT) of these windows, int64 and contiguous, on the CPU."""
+    import torch
+
     starts = [int(w) * context_length for w in windows]
     tokens = np.empty((len(starts), context_length + 1), dtype=np.int64)
     for row, start in enumerate(starts):

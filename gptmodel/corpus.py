@@ -8,11 +8,12 @@ keyed hash of the same text, so that it moves with nothing: not with new data, n
 from __future__ import annotations
 
 import hashlib
+import json
 import logging
 import re
 import unicodedata
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import asdict, dataclass, replace
 from itertools import chain, islice
 from pathlib import Path
@@ -21,19 +22,23 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from gptmodel.artifacts import Artifact, Request, Store
+from gptmodel.artifacts import Artifact, Request, Store, write_atomic
 from gptmodel.config import CorpusConfig, recipe
 from gptmodel.errors import ArtifactError, DataError
+from gptmodel.manifests import LONGEST_MANIFEST
 from gptmodel.sources import RawText, Source, open_source
 from gptmodel.space import storage_errors
+from gptmodel.uses import using
 
 log = logging.getLogger(__name__)
 Progress = Callable[[int, int, str], None]
 KIND = "corpus"
-RECIPE_VERSION = 1
+RECIPE_VERSION = 2  # 1 had no list of its source's files
+SOURCES = "sources.jsonl"
 DOWNLOADS = ".downloads"  # in the store: fetched files by sha256
 _GROUP_BYTES = 8_000_000  # of text in a row group: what is held in memory
 _FILE_BYTES = 256_000_000  # of text in a file
+_NAME_ROOM = 16  # bytes of a name in a manifest besides its own
 _SMALLEST_PIECE = 200  # characters: less is no document to train on
 _SPLITS = ("train", "validation")
 _SCHEMA = pa.schema(
@@ -82,9 +87,13 @@ def build_corpus(
     """(corpus artifact, reused). DataError for text that cannot be used, NetworkError for a source out of reach.
 
     StorageError where the disk has no room for what is fetched or made. `progress` gets bytes of text.
+
+    Files: `documents-*.parquet`, and `sources.jsonl` with a line for each file of the source in order (name, bytes,
+    sha256), or with dataset and commit.
     """
     with storage_errors("the download", store.root / DOWNLOADS):
         source = open_source(config.source, store.root / DOWNLOADS, progress)
+    _check_names(source)
     asked = {**recipe(config), "source": source.asked}
     request = Request(KIND, RECIPE_VERSION, asked, (source.ref,))
 
@@ -94,17 +103,31 @@ def build_corpus(
         try:
             _write(_documents(source, config, counts), directory, counts, source.n_bytes, progress)
             _check_split(counts, config, source)
+            lines = [json.dumps(item, ensure_ascii=False) + "\n" for item in source.listing]
+            write_atomic(directory / SOURCES, "".join(lines))
         except Exception:
             _remove_leftovers(directory)  # of no use to the next attempt, and a full disk should not stay full
             raise
         return {**asdict(counts), "origin": source.origin}
 
-    return store.produce(request, build, wait=wait, needed=source.n_disk)
+    downloads = [f"{DOWNLOADS}/{digest}" for digest in config.source.sha256]
+    with storage_errors("the corpus", store.root), using(store.root, downloads) if downloads else nullcontext():
+        return store.produce(request, build, wait=wait, needed=source.n_disk)
+
+
+def _check_names(source: Source) -> None:
+    """DataError, before any work, if the names of the files are more than a manifest may hold."""
+    names = source.asked["paths"]
+    if sum(len(name.encode()) + _NAME_ROOM for name in names) > LONGEST_MANIFEST:
+        raise DataError(
+            f"the source has {len(names):,} files, and the list of their names would be longer than "
+            f"{LONGEST_MANIFEST:,} bytes; put many texts into one file, as lines of JSON or rows of Parquet"
+        )
 
 
 def _remove_leftovers(directory: Path) -> None:
-    for path in directory.glob("documents-*.parquet"):
-        path.unlink()
+    for path in (*directory.glob("documents-*.parquet"), directory / SOURCES):
+        path.unlink(missing_ok=True)
 
 
 def iter_documents(artifact: Artifact, split: str | None = None) -> Iterator[Document]:

@@ -180,13 +180,12 @@ def unigram_baseline(train: TokenStream, targets: npt.NDArray[np.int64]) -> dict
 
 def draw_samples(model: GPT, config: EvaluateConfig) -> list[dict[str, Any]]:
     """Every prompt continued by every decoding."""
-    from gptmodel.generate import generate
+    from gptmodel.writing import continue_text
 
-    tokenizer = gpt2()
     return [
         {
             "prompt": prompt,
-            "text": tokenizer.decode(generate(model, tokenizer.encode(prompt).tolist(), decoding=decoding)),
+            "text": continue_text(model, prompt, decoding),
             "decoding": decoding_name(decoding),
             **asdict(decoding),
         }

@@ -14,6 +14,7 @@ from gptmodel.artifacts import SCRATCH, Artifact, Request, Store, write_atomic
 from gptmodel.config import ModelConfig, PipelineConfig, recipe
 from gptmodel.errors import ConfigError, DataError
 from gptmodel.launch import run_child
+from gptmodel.provenance import provenance
 from gptmodel.settings import parse_config
 from gptmodel.space import training_bytes
 
@@ -70,26 +71,38 @@ def pretrain(
     """
 
     def build(building: Path) -> dict[str, Any]:
-        training.run_dir.mkdir(parents=True, exist_ok=True)
-        job = training.run_dir / "job.json"
-        told = {
-            "config": asdict(training.config),
-            "shards": str(training.shards.path.resolve()),
-            "shards_digest": training.shards.digest,
-            "building": str(building.resolve()),
-            "run_dir": str(training.run_dir.resolve()),
-            "init_from": str(training.init.path.resolve()) if training.init else "",
-            "init_digest": training.init.digest if training.init else "",
-        }
-        write_atomic(job, json.dumps(told, indent=2))
-        train = training.config.train
         with watch(training):
-            run_child(job, processes=_processes(training.config), threads=train.threads, on_line=on_line)
-        summary: dict[str, Any] = json.loads((building / SCRATCH / "summary.json").read_text())
-        return summary
+            return run_training(training, building, on_line=on_line)
 
     needed = training_bytes(training.config.model, training.config.train)
     return store.produce(training.request, build, wait=wait, needed=needed)
+
+
+def run_training(
+    training: Training, building: Path, *, on_line: Callable[[str], None] = log.info, until: int = 0
+) -> dict[str, Any]:
+    """Train in a child process that leaves its product in `building`; what it says of it.
+
+    With `until` only up to that step, and there is no product: the log is what is left.
+    """
+    training.run_dir.mkdir(parents=True, exist_ok=True)
+    job = training.run_dir / "job.json"
+    told = {
+        "config": asdict(training.config),
+        "shards": str(training.shards.path.resolve()),
+        "shards_digest": training.shards.digest,
+        "building": str(building.resolve()),
+        "run_dir": str(training.run_dir.resolve()),
+        "init_from": str(training.init.path.resolve()) if training.init else "",
+        "init_digest": training.init.digest if training.init else "",
+        "until": until,
+        "provenance": provenance(training.run_dir.parent.parent),  # all that is known of one that never publishes
+    }
+    write_atomic(job, json.dumps(told, indent=2))
+    threads = training.config.train.threads
+    run_child(job, processes=_processes(training.config), threads=threads, on_line=on_line)
+    summary: dict[str, Any] = json.loads((building / SCRATCH / "summary.json").read_text())
+    return summary
 
 
 def _model_of(init: Artifact, asked: ModelConfig) -> ModelConfig:

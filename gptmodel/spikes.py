@@ -11,8 +11,6 @@ import statistics
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from gptmodel.config import TrainConfig
 
 if TYPE_CHECKING:
@@ -45,9 +43,7 @@ def documents_of(stream: TokenStream, windows: Iterable[int], context_length: in
     found: dict[str, None] = {}
     for window in windows:
         start = int(window) * context_length
-        first = int(np.searchsorted(index.starts, start, side="right")) - 1
-        past = int(np.searchsorted(index.starts, start + context_length + 1, side="left"))
-        found |= dict.fromkeys(index.ids[first:past])
+        found |= dict.fromkeys(index.ids[n] for n in index.between(start, start + context_length + 1))
     return list(found)
 
 

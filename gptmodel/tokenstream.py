@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import mmap
 from dataclasses import dataclass
+from itertools import compress
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,11 @@ class DocumentIndex:
     ids: list[str]
     starts: Counts
     n_tokens: Counts
+
+    def between(self, start: int, stop: int) -> range:
+        """Numbers of the documents that have a token at positions start to stop of the stream; start < stop."""
+        first = int(np.searchsorted(self.starts, start, side="right")) - 1
+        return range(max(first, 0), int(np.searchsorted(self.starts, stop, side="left")))
 
 
 @dataclass(frozen=True)
@@ -75,30 +81,32 @@ class TokenStream:
         ids: list[str] = []
         starts = [np.empty(0, np.int64)]
         for shard, offset in zip(self._shards, self._starts, strict=False):
-            first = shard.batch.column("part").to_numpy() == 0
-            offsets = shard.batch.column("tokens").offsets.to_numpy()
+            first = _numbers(shard.batch.column("part"), np.int32) == 0
+            offsets = _numbers(shard.batch.column("tokens").offsets, np.int64)
             starts.append(offset + offsets[:-1][first])
-            ids += shard.batch.column("document").filter(pa.array(first)).to_pylist()
+            named = shard.batch.column("document").to_pylist()
+            ids += named if first.all() else compress(named, first)
         joined: Counts = np.concatenate(starts)
         return DocumentIndex(ids, joined, np.diff(joined, append=self.n_tokens))
 
 
-def open_split(artifact: Artifact, split: str) -> TokenStream:
+def open_split(artifact: Artifact, split: str, *, check: bool = True) -> TokenStream:
     """The token stream of a split; one without documents has n_tokens 0.
 
     Sizes and hashes are checked first, since a mapped file cut short kills the process. ArtifactError where they do not
-    hold, or where this is no shards artifact.
+    hold, or where this is no shards artifact. Without `check` only the sizes are, as the artifact was loaded: for who
+    asks where documents lie, and should not have to read all their tokens.
     """
     if artifact.kind != "shards":
         raise ArtifactError(f"{artifact.label} is of kind {artifact.kind}; token streams are read from shards")
     if split not in SPLITS:
         raise DataError(f"no split {split!r}; there are {', '.join(SPLITS)}")
     names = sorted(artifact.names(suffix=".arrow", prefix=f"{split}-"), key=lambda name: (len(name), name))
-    return TokenStream([_open(artifact, name, len(names)) for name in names])
+    return TokenStream([_open(artifact, name, len(names), check) for name in names])
 
 
-def _open(artifact: Artifact, name: str, n_files: int) -> Shard:
-    path = artifact.file(name)
+def _open(artifact: Artifact, name: str, n_files: int, check: bool) -> Shard:
+    path = artifact.file(name) if check else artifact.path / name
     try:
         memory = _map(path)
     except OSError as error:
@@ -117,7 +125,8 @@ def _open(artifact: Artifact, name: str, n_files: int) -> Shard:
         raise ArtifactError(f"{artifact.label}: {name} is no token shard ({error})") from None
     offset = values.buffers()[1].address - buffer.address
     shard = Shard(batch, np.frombuffer(memory, dtype=np.uint16, count=len(values), offset=offset))
-    _check_ids(artifact, name, shard)
+    if check:
+        _check_ids(artifact, name, shard)
     return shard
 
 
@@ -133,6 +142,11 @@ def _check_ids(artifact: Artifact, name: str, shard: Shard) -> None:
             f"remove {artifact.path} and run the step again"
         )
     _in_vocabulary.add(key)
+
+
+def _numbers(array: Any, kind: type[np.signedinteger[Any]]) -> npt.NDArray[Any]:
+    """An Arrow array of such integers without nulls. Its own `to_numpy` would import pandas, which takes a second."""
+    return np.frombuffer(array.buffers()[1], kind, count=len(array), offset=array.offset * np.dtype(kind).itemsize)
 
 
 def _map(path: Path) -> mmap.mmap:

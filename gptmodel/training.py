@@ -89,6 +89,8 @@ class Trainer:
     """Command that shows a step again, but for its number."""
     rank: int = 0
     world: int = 1
+    until: int = 0
+    """Leave off after this step; 0 goes on to the last. The schedule is that of all steps either way."""
 
     def __post_init__(self) -> None:
         self._step_module: nn.Module = self.model
@@ -100,7 +102,7 @@ class Trainer:
         self._last_line = 0.0
 
     def fit(self, state: TrainState) -> TrainState:
-        """Train from `state` to the last step. Interrupted, after saving, if a signal asks to stop."""
+        """Train from `state` to the last step, or to `until`. Interrupted, after saving, if a signal asks to stop."""
         config = self.config
         self.model.train()
         if state.step == 0:
@@ -108,7 +110,8 @@ class Trainer:
             self._validate(state)
             if config.publish == "best" or config.on_spike == "rollback":
                 self._save(state)
-        while state.step < config.max_steps and not state.stopped_early:
+        last = min(self.until or config.max_steps, config.max_steps)
+        while state.step < last and not state.stopped_early:
             started = time.perf_counter()
             self.checkpoints.raise_failed()
             seen = self.advance(state)

@@ -138,6 +138,9 @@ def _train(
     if rank == 0:
         metrics.close()
         guard()
+        if job.until:
+            write_atomic(work / SUMMARY_FILE, json.dumps({"machine": _in_words(machine)}))
+            return
         _leave_product(job, config, trainer.model, checkpoints, state, machine)
 
 
@@ -182,6 +185,7 @@ def _leave_product(
         "steps_trained": state.step,
         "tokens": state.tokens,
         "train_loss": last["train/loss"],
+        "first_validation_loss": _first_validation_loss(log_file),
         "best_validation_loss": state.best_loss,
         "best_step": state.best_step,
         "stopped_early": state.stopped_early,
@@ -193,11 +197,21 @@ def _leave_product(
         "seconds": round(state.seconds, 1),
         "tokens_per_second": round(last["speed/tokens_per_second"], 1),
         "peak_memory_bytes": peak_memory_bytes(machine.device),
-        "machine": {name: str(value) for name, value in asdict(machine).items()},
+        "machine": _in_words(machine),
         "n_params": model.num_parameters(),
         "best_validation_perplexity": perplexity(state.best_loss),
     }
     write_atomic(building / SCRATCH / SUMMARY_FILE, json.dumps({**result, **telemetry}))
+
+
+def _in_words(machine: Machine) -> dict[str, str]:
+    return {name: str(value) for name, value in asdict(machine).items()}
+
+
+def _first_validation_loss(log_file: Path) -> float:
+    """Before the first update: what the weights that it began with know."""
+    lines = (line.get("metrics", {}) for line in read_lines(log_file))
+    return next(float(found["validation/loss"]) for found in lines if "validation/loss" in found)
 
 
 def _last_metrics(log_file: Path) -> dict[str, float]:

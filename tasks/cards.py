@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 from gptmodel.artifacts import Artifact, write_atomic
 from gptmodel.errors import ArtifactError
 from gptmodel.pretraining import Training
-from gptmodel.provenance import git_state
+from gptmodel.provenance import provenance
 
 CARD_FILE = "card.json"
 
@@ -56,8 +57,8 @@ def training_card(training: Training, corpus: Artifact) -> Card:
         "init_from": training.init.label if training.init else "random weights",
     }
     tags = {
-        **_lineage_tags(corpus, shards),
-        "gptflow.request": training.request.fingerprint,
+        **data_tags(shards, corpus),
+        **code_tags(provenance()),
         **({"gptflow.init": training.init.digest} if training.init else {}),
     }
     name = f"{config.name}-{training.request.fingerprint[:8]}"
@@ -65,49 +66,82 @@ def training_card(training: Training, corpus: Artifact) -> Card:
     return Card(config.name, name, training.request.fingerprint, params, tags, datasets, model_name=config.name)
 
 
-def model_card(model: Artifact, name: str, *, register: bool = True) -> Card:
-    """The card of weights that were imported, or of a model that was trained without a tracker at hand."""
+def model_card(model: Artifact, name: str, *, register: bool = True, chain: Sequence[Artifact] = ()) -> Card:
+    """The card of weights that were imported, or of a model that was trained without a tracker at hand.
+
+    `chain` is what it was made from, as far as the store still has it.
+    """
     params = {k: v for k, v in model.summary.items() if isinstance(v, int | float | str)}
-    tags = {"gptflow.model": model.digest}
     return Card(
-        *("imported-weights", name, model.fingerprint, params, tags),
+        *("imported-weights", name, model.fingerprint, params, model_tags(model, chain), datasets_of(model, chain)),
         kind=model.kind,
         model_name=name if register else "",
     )
 
 
-def _lineage_tags(corpus: Artifact, shards: Artifact) -> dict[str, str]:
-    """Content digests of the chain, and the code that runs."""
-    commit, dirty = git_state()
+def model_tags(model: Artifact, chain: Sequence[Artifact]) -> dict[str, str]:
+    """Content digests of a model and of what it was trained on, and the code that made it."""
+    shards, corpus = _data_of(model, chain)
+    return {"gptflow.model": model.digest, **data_tags(shards, corpus), **code_tags(model.provenance)}
+
+
+def data_tags(shards: Artifact | None, corpus: Artifact | None) -> dict[str, str]:
+    """Content digests of the data, as far as it is known."""
+    return {f"gptflow.{made.kind}": made.digest for made in (corpus, shards) if made is not None}
+
+
+def code_tags(made_with: dict[str, Any]) -> dict[str, str]:
+    """The code that made something, from its provenance."""
+    commit = str(made_with.get("git_commit") or "")
     return {
-        "gptflow.corpus": corpus.digest,
-        "gptflow.shards": shards.digest,
-        "gptflow.git_dirty": str(dirty).lower(),
+        "gptflow.git_dirty": str(bool(made_with.get("git_dirty"))).lower(),
+        **({"gptflow.code": str(made_with["code_digest"])} if "code_digest" in made_with else {}),
         **({"mlflow.source.git.commit": commit} if commit else {}),
         "mlflow.source.name": "gptflow",
         "mlflow.source.type": "JOB",
     }
 
 
+def datasets_of(model: Artifact, chain: Sequence[Artifact]) -> list[dict[str, str]]:
+    """The splits that a model was trained on and validated with; none if the store no longer has them."""
+    shards, corpus = _data_of(model, chain)
+    return _datasets(shards, corpus) if shards and corpus else []
+
+
+def _data_of(model: Artifact, chain: Sequence[Artifact]) -> tuple[Artifact | None, Artifact | None]:
+    """(shards, corpus) of a model itself: the chain also holds those of the weights that it began with."""
+
+    def made_from(artifact: Artifact | None, kind: str) -> Artifact | None:
+        digests = [ref.digest for ref in artifact.request.inputs if ref.kind == kind] if artifact else []
+        return next((found for found in chain if found.kind == kind and found.digest in digests), None)
+
+    shards = made_from(model, "shards")
+    return shards, made_from(shards, "corpus")
+
+
 def _datasets(shards: Artifact, corpus: Artifact) -> list[dict[str, str]]:
     """The train and validation splits: digest, source, schema and size."""
-    found = []
-    for split in ("train", "validation"):
-        profile = {name: shards.summary[f"{split}_{name}"] for name in ("documents", "tokens", "bytes")}
-        made_from = {"source": corpus.request.config.get("source", {})}
-        source = {"corpus": corpus.digest, "shards": shards.digest, "split": split, **made_from}
-        found.append(
-            {
-                "name": f"{split} tokens",
-                "digest": shards.digest[:32],
-                "source_type": "gptflow.shards",
-                "source": json.dumps(source),
-                "schema": json.dumps({"document": "string", "part": "int32", "tokens": "large_list<uint16>"}),
-                "profile": json.dumps(profile),
-                "context": split,
-            }
-        )
-    return found
+    made_from = {"source": corpus.request.config.get("source", {})}
+    return [_split(shards, split, f"{split} tokens", split, made_from) for split in ("train", "validation")]
+
+
+def evaluation_dataset(shards: Artifact, split: str) -> dict[str, str]:
+    """The split that a model is judged on; by a name of its own, since MLflow keeps one context for each dataset."""
+    return _split(shards, split, f"evaluated {split} tokens", "evaluation", {})
+
+
+def _split(shards: Artifact, split: str, name: str, context: str, made_from: dict[str, Any]) -> dict[str, str]:
+    corpus = next((ref.digest for ref in shards.request.inputs if ref.kind == "corpus"), "")
+    profile = {name: shards.summary[f"{split}_{name}"] for name in ("documents", "tokens", "bytes")}
+    return {
+        "name": name,
+        "digest": shards.digest[:32],
+        "source_type": "gptflow.shards",
+        "source": json.dumps({"corpus": corpus, "shards": shards.digest, "split": split, **made_from}),
+        "schema": json.dumps({"document": "string", "part": "int32", "tokens": "large_list<uint16>"}),
+        "profile": json.dumps(profile),
+        "context": context,
+    }
 
 
 def _flat(config: dict[str, Any], prefix: str) -> dict[str, Any]:

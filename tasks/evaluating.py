@@ -7,12 +7,14 @@ from prefect import task
 from gptmodel.artifacts import Artifact, open_store
 from gptmodel.config import EvaluateConfig
 from gptmodel.evaluation import evaluate
+from tasks.lineage_events import with_events
 from tasks.pages import progress, show_table
 from tasks.policy import STEP
 from tasks.steps import figures_of, report
 
 
 @task(name="evaluate", task_run_name="evaluate on {config.split}", **STEP)
+@with_events
 def evaluate_model(model: Artifact, shards: Artifact, config: EvaluateConfig, wait: bool = False) -> Artifact:
     """Score every token of a split, and write samples with each decoding."""
     from tasks.syncing import settle, sync_evaluation

@@ -42,7 +42,12 @@ def show_artifact(artifact: Artifact, reused: bool, figures: dict[str, Any]) -> 
         f"# {artifact.kind.capitalize()} {artifact.path.name}\n\n{said}\n\n| | |\n|---|---|\n{rows}\n\n"
         f"Content digest `{artifact.digest}`\n\nMade from {inputs}\n"
     )
-    _try(lambda: create_markdown_artifact(words, key=key_of(artifact.kind), description=said))
+    show_words(artifact.kind, words, said)
+
+
+def show_words(key: str, words: str, description: str) -> None:
+    """A page of Markdown."""
+    _try(lambda: create_markdown_artifact(words, key=key_of(key), description=description))
 
 
 def show_table(key: str, rows: list[dict[str, Any]], description: str) -> None:

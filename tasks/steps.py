@@ -7,14 +7,20 @@ from typing import Any
 from prefect import get_run_logger
 
 from gptmodel.artifacts import Artifact
+from tasks.holding import hold
+from tasks.lineage_events import note_reused
+from tasks.lineage_pages import show_lineage
 from tasks.pages import show_artifact
 
 
 def report(artifact: Artifact, reused: bool, figures: dict[str, Any]) -> Artifact:
-    """Say in log and pages what came out, and whether it was already there."""
+    """Say in log and pages what came out, and whether it was already there; it stays until the flow ends."""
+    hold(artifact)
     how = "already there, reused" if reused else "done"
     get_run_logger().info("%s: %s", artifact.label, how)
     show_artifact(artifact, reused, figures)
+    show_lineage(artifact)
+    note_reused(reused)
     return artifact
 
 

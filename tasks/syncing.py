@@ -12,9 +12,11 @@ from pathlib import Path
 from mlflow.entities import Run
 
 from gptmodel.artifacts import MANIFEST, Artifact, Store, load_artifact
-from gptmodel.errors import ArtifactError, LockHeldError
+from gptmodel.errors import LockHeldError, LockLostError
+from gptmodel.lineage import artifact_of, chain_of
 from gptmodel.locks import Hold, exclusive
 from gptmodel.pretraining import RUNS, run_dir_of
+from tasks.carding import CARD_TAG, record_card
 from tasks.cards import CARD_FILE, Card, load_card, model_card, save_card
 from tasks.feed import FLUSH_SECONDS, LOCK_FILE, METRICS_FILE, Feed, noted_state
 from tasks.recording import evaluation_tag, record_evaluation, record_model
@@ -43,11 +45,12 @@ def sync_store(store: Store) -> Iterator[Outcome]:
         label = f"{path.parent.name.replace(RUNS, 'run')}/{path.name}"
         try:
             yield sync_run(store, path) if path in runs else sync_evaluation(store, load_artifact(path))
-        except LockHeldError as error:
+        except (LockHeldError, LockLostError) as error:
             yield Outcome(label, "in use", detail=str(error))
-        except (*FAILURES, ArtifactError) as error:
+        except Exception as error:  # one odd artifact must not keep all others from being told
+            log.debug("sync of %s", label, exc_info=True)
             yield Outcome(label, "failed", detail=first_line(error))
-            if not isinstance(error, ArtifactError) and not _answers():
+            if isinstance(error, FAILURES) and not _answers():
                 return
 
 
@@ -76,13 +79,16 @@ def _sync_run(store: Store, run_dir: Path, card: Card, hold: Hold) -> tuple[Outc
     model = _published(store, card)
     if run.data.tags.get(COMPLETE_TAG) and model is not None:
         set_status(run, "FINISHED")
+        if CARD_TAG not in run.data.tags:  # it was completed by a version that made none
+            record_card(store, run, model)
         return Outcome(label, "current"), run
     points = feed.push()
     status = "FINISHED" if model else noted_state(run_dir)
     changed = bool(points) or run.info.status != status
     if model is not None:
         hold.check()
-        record_model(run, model, chain_of(store, model), run_dir / METRICS_FILE, card.model_name)
+        record_model(run, model, chain_of(store, model), run_dir / METRICS_FILE, card.model_name, hold.check)
+        record_card(store, run, model)
         changed = True
     hold.check()
     set_status(run, status)
@@ -94,15 +100,17 @@ def _sync_run(store: Store, run_dir: Path, card: Card, hold: Hold) -> tuple[Outc
 
 def sync_evaluation(store: Store, evaluation: Artifact) -> Outcome:
     """An evaluation, after the run of the model that it judges."""
-    model, shards = (_input(store, evaluation, number) for number in (0, 1))
+    model, shards = (artifact_of(store, evaluation.request.inputs[number]) for number in (0, 1))
     run_dir = run_dir_of(store, model.fingerprint)
-    save_card(run_dir, model_card(model, f"{model.kind}-{model.path.name[:8]}", register=False), anew=False)
+    name, chain = f"{model.kind}-{model.path.name[:8]}", chain_of(store, model)
+    save_card(run_dir, model_card(model, name, register=False, chain=chain), anew=False)
     card = load_card(run_dir)
     with _alone(run_dir, card) as hold:
         _, run = _sync_run(store, run_dir, card, hold)
         if run.data.tags.get(evaluation_tag(evaluation)) == evaluation.digest:
             return Outcome(evaluation.label, "current")
         hold.check()
+        record_card(store, run, model)  # before the tag that says that this evaluation is told
         record_evaluation(run, evaluation, shards)
     return Outcome(evaluation.label, "sent")
 
@@ -117,7 +125,7 @@ def settle(work: Callable[[], object], what: str, n_bytes: int = 0) -> None:
         try:
             with bounded(what):
                 work()
-        except LockHeldError as error:
+        except (LockHeldError, LockLostError) as error:
             log.info("%s: %s", what, error)
         except Exception:  # the artifact stands, and no tracker is a reason to fail
             log.exception("%s is not sent to MLflow", what)
@@ -132,26 +140,6 @@ def settle(work: Callable[[], object], what: str, n_bytes: int = 0) -> None:
 
 def size_of(artifact: Artifact) -> int:
     return sum(entry.bytes for entry in artifact.files)
-
-
-def chain_of(store: Store, artifact: Artifact) -> list[Artifact]:
-    """All that an artifact was made from, as far as the store still has it, origins first."""
-    found: dict[str, Artifact] = {}
-    for number, ref in enumerate(artifact.request.inputs):
-        if not (store.root / ref.kind).exists():
-            continue  # a source from outside
-        try:
-            made_from = _input(store, artifact, number)
-        except ArtifactError as error:
-            log.warning("%s: its lineage is sent without it: %s", artifact.label, error)
-            continue
-        found |= {a.fingerprint: a for a in (*chain_of(store, made_from), made_from)}
-    return list(found.values())
-
-
-def _input(store: Store, artifact: Artifact, number: int) -> Artifact:
-    ref = artifact.request.inputs[number]
-    return load_artifact(store.root / ref.kind / ref.fingerprint[:16])
 
 
 def _published(store: Store, card: Card) -> Artifact | None:

@@ -74,13 +74,14 @@ def _describe(run: Run, card: Card) -> None:
     if run.data.tags.get(_DESCRIBED_TAG):
         return
     if card.datasets:
-        client().log_inputs(run.info.run_id, datasets=[_dataset_input(dataset) for dataset in card.datasets])
+        client().log_inputs(run.info.run_id, datasets=[dataset_input(dataset) for dataset in card.datasets])
     missing = {name: value for name, value in card.params.items() if name not in run.data.params}
     params = [Param(name, str(value)[:_PARAM_CHARS]) for name, value in missing.items()]
     client().log_batch(run.info.run_id, params=params, tags=[RunTag(_DESCRIBED_TAG, "true")])
 
 
-def _dataset_input(dataset: dict[str, str]) -> DatasetInput:
+def dataset_input(dataset: dict[str, str]) -> DatasetInput:
+    """A dataset of a card, as MLflow takes it."""
     fields = {name: value for name, value in dataset.items() if name != "context"}
     return DatasetInput(Dataset(**fields), [InputTag("mlflow.data.context", dataset["context"])])
 

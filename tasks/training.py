@@ -12,6 +12,8 @@ from gptmodel.config import PipelineConfig
 from gptmodel.pretraining import Training, plan_training, pretrain
 from tasks.cards import save_card, training_card
 from tasks.feed import followed
+from tasks.holding import hold
+from tasks.lineage_events import with_events
 from tasks.pages import progress
 from tasks.policy import STEP
 from tasks.steps import figures_of, report
@@ -19,6 +21,7 @@ from tasks.tail import Tail
 
 
 @task(name="pretrain", task_run_name="pretrain {config.name}", **STEP)
+@with_events
 def pretrain_model(
     config: PipelineConfig, shards: Artifact, init: Artifact | None = None, wait: bool = False
 ) -> Artifact:
@@ -39,6 +42,7 @@ def pretrain_model(
                 yield
 
     artifact, reused = pretrain(store, training, on_line=logger.info, watch=watch, wait=wait)
+    hold(artifact)  # before MLflow is told: that may take minutes
     save_card(training.run_dir, card, anew=False)
     settle(lambda: sync_run(store, training.run_dir), artifact.label, size_of(artifact))
     names = ("step", "tokens", "train_loss", "best_validation_loss", "best_validation_perplexity", "precision")

