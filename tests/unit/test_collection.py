@@ -292,6 +292,7 @@ def test_what_a_killed_reproduction_left_is_shown_and_goes_when_it_is_old(
         assert shares["reproductions"].count == 4
         assert shares["reproductions"].bytes > 80
         week = Rules(keep_days=7, keep_newest=0)
+        assert [i.label for i in plan(store, week, {}).doomed if i.what == "reproduction"] == [".reproduce/dead"]
         swept = collect(store, week)
         assert [i.label for i in swept.gone if i.what == "reproduction"] == [".reproduce/dead"]
         assert (dead.exists(), young.exists(), living.root.exists(), hidden(store)) == (False, True, True, [])
