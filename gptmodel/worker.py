@@ -57,6 +57,8 @@ def main() -> int:
         config = parse_config(job.config, PipelineConfig)
         with storage_errors("the training", Path(job.building), training_bytes(config.model, config.train)):
             train(job, stop, rank, world)
+        if world > 1:
+            dist.barrier()  # one that leaves while another still talks to it can abort that one
     except GptflowError as error:
         return _report(error, job_path.parent)
     except torch.OutOfMemoryError as error:
