@@ -40,5 +40,9 @@ def export(model: str, target: Path, layout: str, as_json: bool) -> None:
         click.echo(json.dumps({"model": artifact.label, "digest": artifact.digest, "to": str(target), "files": files}))
         return
     click.echo(f"{artifact.label} is now in {target}" + (f": {', '.join(files)}" if layout == "hf" else ""))
+    if layout == "hf" and "vocab.json" not in files:
+        click.echo(
+            f"Without a tokenizer: its {gpt.config.vocab_size:,} tokens are not GPT-2's, and its words not known here"
+        )
     how = f"AutoModelForCausalLM.from_pretrained({str(target)!r})" if layout == "hf" else f"llama-cli -m {target} -p …"
     click.echo(f"Load it:  {how}")
