@@ -16,7 +16,7 @@ from rich.table import Table
 
 from gptmodel.artifacts import Artifact, find_model, open_store
 from gptmodel.config import DecodingConfig
-from gptmodel.errors import TrackingError
+from gptmodel.errors import TrackingError, first_line
 
 _FIGURES = {
     "corpus": ("documents", "train_documents", "validation_documents", "empty_dropped", "duplicates_dropped"),
@@ -108,7 +108,7 @@ def _send_events() -> tuple[int, str]:
     try:
         return deliver(folder), ""
     except Exception as error:  # the transport is the library's, and so are its errors
-        return 0, (str(error).splitlines() or [type(error).__name__])[0][:200]
+        return 0, first_line(error)
 
 
 def write(prompts: list[str], model: str, decoding: DecodingConfig, *, as_json: bool) -> None:

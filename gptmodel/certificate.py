@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from gptmodel.config import GPT2_VOCAB_SIZE
+from gptmodel.errors import first_line
 from gptmodel.model import GPT
 from gptmodel.tokenizer import gpt2
 
@@ -82,7 +83,7 @@ def compare_with_transformers(model: GPT) -> dict[str, Any]:
     try:
         version, worst = _distance(model)
     except Exception as error:  # another library's business is no reason to fail an import
-        return _not_compared((str(error).splitlines() or [type(error).__name__])[0][:200])
+        return _not_compared(first_line(error))
     if not math.isfinite(worst):
         return _not_compared("its logits are not finite")
     if worst > TOLERANCE:

@@ -92,3 +92,8 @@ class LockHeldError(TransientError):
 
 class ChildDiedError(TransientError):
     """The training process ended by a signal that it did not handle."""
+
+
+def first_line(error: BaseException) -> str:
+    """What any error says, as one short line; its class where it says nothing."""
+    return (str(error).splitlines() or [type(error).__name__])[0][:200]

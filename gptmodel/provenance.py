@@ -56,11 +56,6 @@ def now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
-def git_state() -> tuple[str, bool]:
-    """(commit, dirty) of the code that runs, or ("", False) where it is not in a git checkout."""
-    return _code().commit, _code().dirty
-
-
 def changed_code() -> str:
     """One line for a run's log on the code's changes that are not committed; "" where there are none."""
     code = _code()

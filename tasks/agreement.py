@@ -17,12 +17,12 @@ from mlflow.entities import Run
 from mlflow.exceptions import MlflowException
 
 from gptmodel.artifacts import MANIFEST, Store
-from gptmodel.errors import TrackingError
+from gptmodel.errors import TrackingError, first_line
 from gptmodel.hashing import hash_files
 from gptmodel.manifests import Manifest
 from gptmodel.pretraining import RUNS
 from gptmodel.verification import MODELS, Difference, Node
-from tasks.tracking import COMPLETE_TAG, FAILURES, FINGERPRINT_TAG, client, first_line
+from tasks.tracking import COMPLETE_TAG, FAILURES, FINGERPRINT_TAG, client
 
 _ABSENT = "nothing"
 

@@ -20,11 +20,11 @@ from mlflow.entities import Metric, Run
 from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 from mlflow.utils.search_utils import SearchUtils
 
-from gptmodel.errors import Interrupted, LockHeldError, LockLostError
+from gptmodel.errors import Interrupted, LockHeldError, LockLostError, first_line
 from gptmodel.locks import Hold, exclusive
 from tasks.cards import Card
 from tasks.tail import LogReader, Ticker
-from tasks.tracking import FAILURES, client, find_or_create_run, first_line, set_status
+from tasks.tracking import FAILURES, client, find_or_create_run, set_status
 
 log = logging.getLogger(__name__)
 LOCK_FILE = "mlflow.lock"

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from openlineage.client import OpenLineageClient
     from openlineage.client.event_v2 import RunEvent
 
+from gptmodel.errors import first_line
+
 log = logging.getLogger(__name__)
 FOLDER = ".lineage"
 EXIT_SECONDS = 3.0
@@ -109,7 +111,7 @@ def deliver(folder: Path) -> int:
                 except Exception as error:
                     if not _never_taken(error):
                         raise
-                    log.warning("OpenLineage refused an event of %s for good: %s", file.name, _first_line(error))
+                    log.warning("OpenLineage refused an event of %s for good: %s", file.name, first_line(error))
                 _note(noted, end)
     return sent
 
@@ -191,13 +193,9 @@ def _never_taken(error: Exception) -> bool:
 
 
 def _warn(error: Exception, folder: Path) -> None:
-    text = f"OpenLineage is not told now ({_first_line(error)}); the events are kept in {folder}, and sent later"
+    text = f"OpenLineage is not told now ({first_line(error)}); the events are kept in {folder}, and sent later"
     if (kind := type(error).__name__) not in _warned:
         _warned.add(kind)
         log.warning(text)
     else:
         log.debug(text)
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0][:200]

@@ -34,7 +34,8 @@ def is_there() -> bool:
 
 def briefly(ask: Callable[[], T], seconds: float = SECONDS) -> T:
     """What MLflow answers; TrackingError if that fails or takes longer. The call goes on in a thread of its own."""
-    from tasks.tracking import FAILURES, first_line
+    from gptmodel.errors import first_line
+    from tasks.tracking import FAILURES
 
     answer: list[T] = []
     failure: list[BaseException] = []

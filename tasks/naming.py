@@ -71,7 +71,8 @@ def _ask_mlflow(name: str) -> str:
     """The fingerprint that the run or the registered version is tagged with."""
     from mlflow.exceptions import MlflowException
 
-    from tasks.tracking import FAILURES, FINGERPRINT_TAG, client, first_line
+    from gptmodel.errors import first_line
+    from tasks.tracking import FAILURES, FINGERPRINT_TAG, client
 
     try:
         run_id = name

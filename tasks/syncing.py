@@ -12,7 +12,7 @@ from pathlib import Path
 from mlflow.entities import Run
 
 from gptmodel.artifacts import MANIFEST, Artifact, Store, load_artifact
-from gptmodel.errors import LockHeldError, LockLostError
+from gptmodel.errors import LockHeldError, LockLostError, first_line
 from gptmodel.lineage import artifact_of, chain_of
 from gptmodel.locks import Hold, exclusive
 from gptmodel.pretraining import RUNS, run_dir_of
@@ -20,7 +20,7 @@ from tasks.carding import CARD_TAG, record_card
 from tasks.cards import CARD_FILE, Card, load_card, model_card, save_card
 from tasks.feed import FLUSH_SECONDS, LOCK_FILE, METRICS_FILE, Feed, noted_state
 from tasks.recording import evaluation_tag, record_evaluation, record_model
-from tasks.tracking import COMPLETE_TAG, FAILURES, bounded, client, first_line, set_status, set_tags
+from tasks.tracking import COMPLETE_TAG, FAILURES, bounded, client, set_status, set_tags
 
 log = logging.getLogger(__name__)
 _BYTES_PER_SECOND = 20e6  # a healthy artifact store is given the time to take a large model

@@ -23,6 +23,7 @@ from mlflow import MlflowClient
 from mlflow.entities import Dataset, DatasetInput, InputTag, Param, Run, RunTag
 from mlflow.exceptions import MlflowException
 
+from gptmodel.errors import first_line
 from tasks.cards import Card
 
 log = logging.getLogger(__name__)
@@ -107,7 +108,3 @@ def bounded(what: str) -> Iterator[None]:
         yield
     except FAILURES as error:
         log.warning("MLflow does not answer (%s); %s is sent later, or by `gptflow sync`", first_line(error), what)
-
-
-def first_line(error: BaseException) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0][:200]
