@@ -28,15 +28,23 @@ Tiny = Callable[..., PipelineConfig]
 
 
 @pytest.fixture(scope="module")
+def own_mlflow(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A server for this file alone: what other tests register in theirs would be wanted here too."""
+    with Server(tmp_path_factory.mktemp("own-mlflow")) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
 def model(
-    tiny_data: tuple[Store, Artifact], tiny: Tiny, tmp_path_factory: pytest.TempPathFactory, mlflow_server: Server
+    tiny_data: tuple[Store, Artifact], tiny: Tiny, tmp_path_factory: pytest.TempPathFactory, own_mlflow: Server
 ) -> Iterator[Artifact]:
     """A model that was trained and judged, and of which MLflow was told all."""
     store = Store(tmp_path_factory.mktemp("verify") / "store")
-    shutil.copytree(tiny_data[0].root, store.root, ignore=shutil.ignore_patterns(".building-*"))
+    for kind in ("corpus", "shards"):  # other tests train in that store, as far as they get, and tell MLflow so
+        shutil.copytree(tiny_data[0].root / kind, store.root / kind)
     shards = store.resolve(tiny_data[1].label)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("MLFLOW_TRACKING_URI", mlflow_server.url)
+        patch.setenv("MLFLOW_TRACKING_URI", own_mlflow.url)
         patch.setenv("GPTFLOW_STORE", str(store.root))
         training = plan_training(store, tiny("train.max_steps=3", "name=verified"), shards)
         save_card(training.run_dir, training_card(training, store.input_of(shards, "corpus")))
