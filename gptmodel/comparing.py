@@ -14,6 +14,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from gptmodel.artifacts import Artifact, Store
+from gptmodel.config import PipelineConfig, with_later
 from gptmodel.differences import (
     Change,
     Curve,
@@ -33,7 +34,7 @@ from gptmodel.errors import ArtifactError, GptflowError
 from gptmodel.lineage import artifact_of
 from gptmodel.metrics_log import curve, read_lines
 from gptmodel.pretraining import RUNS, run_dir_of
-from gptmodel.recorded import read_job
+from gptmodel.recorded import read_job, recorded_settings
 from gptmodel.traced_training import find_unfinished
 
 MODELS = ("checkpoint", "weights")
@@ -157,9 +158,7 @@ def _input(store: Store, side: Side, artifact: Artifact, kinds: tuple[str, ...])
 
 
 def _take_settings(side: Side, artifact: Artifact) -> None:
-    """Settings under the names that they have in a config: a checkpoint's are `model` and `train` already."""
-    config = artifact.request.config
-    side.settings |= flat(config if artifact.kind == "checkpoint" else {artifact.kind: config})
+    side.settings |= flat(recorded_settings(artifact))
     side.settings.pop("corpus.source.paths", None)  # of files: the documents say it, and there may be very many
     side.recipes[artifact.kind] = artifact.request.recipe_version
 
@@ -179,7 +178,7 @@ def _take_run(store: Store, side: Side, checkpoint: Artifact) -> None:
 
 def _of_job(job: dict[str, Any]) -> dict[str, Any]:
     """A run's settings. Of the source only how it is read: which text it was, the corpus says."""
-    found = flat(job.get("config", {}))
+    found = flat(with_later(job.get("config", {}), PipelineConfig))
     return {name: value for name, value in found.items() if not name.startswith("corpus.source.")}
 
 

@@ -15,7 +15,16 @@ from pathlib import Path
 from typing import Any
 
 from gptmodel.artifacts import Artifact, Store, canonical
-from gptmodel.config import CorpusConfig, PipelineConfig, ShardsConfig, recipe
+from gptmodel.config import (
+    CorpusConfig,
+    EvaluateConfig,
+    ModelConfig,
+    PipelineConfig,
+    ShardsConfig,
+    TrainConfig,
+    recipe,
+    with_later,
+)
 from gptmodel.differences import Curve, curve_of
 from gptmodel.download import content_digest
 from gptmodel.errors import ArtifactError, ConfigError
@@ -28,6 +37,14 @@ log = logging.getLogger(__name__)
 JOB_FILE = "job.json"
 # What a manifest leaves out of a source or puts in other words: paths become names, a branch becomes a commit.
 _PINNED = frozenset({"paths", "sha256", "dataset", "revision"})
+
+_CLASSES: dict[str, type[Any]] = {
+    "model": ModelConfig,
+    "train": TrainConfig,
+    "corpus": CorpusConfig,
+    "shards": ShardsConfig,
+    "evaluation": EvaluateConfig,
+}
 
 
 @dataclass(frozen=True)
@@ -81,8 +98,8 @@ def training_config(store: Store, checkpoint: Artifact) -> PipelineConfig:
     ArtifactError if job and manifest differ, or if this code does not know a setting.
     """
     run_dir = run_dir_of(store, checkpoint.fingerprint)
-    whole = read_job(run_dir).get("config", {})
-    decided = checkpoint.request.config
+    job, decided = read_job(run_dir), recorded_settings(checkpoint)
+    whole = with_later(job["config"], PipelineConfig) if job else {}
     for group in ("model", "train"):
         if whole and (path := _disagreement(decided[group], whole.get(group, {}), group)):
             raise ArtifactError(
@@ -107,6 +124,16 @@ def recorded_curve(store: Store, checkpoint: Artifact) -> Curve:
     except ArtifactError as error:
         log.warning("%s; the run's log is compared instead", error)
         return curve_of(curve(run_dir_of(store, checkpoint.fingerprint) / "metrics.jsonl"))
+
+
+def recorded_settings(artifact: Artifact) -> dict[str, Any]:
+    """What a manifest says was asked, under the names of a config: a checkpoint has `model` and `train` already.
+
+    Settings that this code got later stand there too, so that old and new manifests can be compared.
+    """
+    config = artifact.request.config
+    named = config if artifact.kind == "checkpoint" else {artifact.kind: config}
+    return {name: with_later(part, _CLASSES[name]) if name in _CLASSES else part for name, part in named.items()}
 
 
 def shards_config(shards: Artifact) -> ShardsConfig:
@@ -162,7 +189,7 @@ def _downloads_it(config: CorpusConfig, corpus: Artifact) -> bool:
 
 def _fits(config: CorpusConfig, corpus: Artifact) -> bool:
     """Whether these settings ask for that corpus, as far as can be said without looking at the source."""
-    asked, decided = recipe(config), corpus.request.config
+    asked, decided = with_later(recipe(config), CorpusConfig), recorded_settings(corpus)["corpus"]
     source = {name: value for name, value in asked["source"].items() if name not in _PINNED}
     recorded = {name: value for name, value in decided["source"].items() if name not in _PINNED}
     others = {name: value for name, value in decided.items() if name != "source"}

@@ -7,7 +7,7 @@ import math
 import os
 import struct
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from gptmodel.artifacts import Artifact, fsync_path, write_atomic
-from gptmodel.config import ModelConfig
+from gptmodel.config import ModelConfig, recipe
 from gptmodel.errors import CheckpointError, ConfigError
 from gptmodel.model import GPT
 from gptmodel.settings import parse_config
@@ -58,7 +58,7 @@ def save_model(model: GPT, directory: Path) -> None:
         os.replace(temporary, directory / WEIGHTS_FILE)
     finally:
         temporary.unlink(missing_ok=True)
-    write_atomic(directory / CONFIG_FILE, json.dumps(asdict(model.config), indent=2, sort_keys=True) + "\n")
+    write_atomic(directory / CONFIG_FILE, json.dumps(recipe(model.config), indent=2, sort_keys=True) + "\n")
 
 
 def load_model(source: Path | Artifact) -> GPT:
@@ -75,7 +75,7 @@ def load_model(source: Path | Artifact) -> GPT:
         config = parse_config(raw, ModelConfig)
     except ConfigError as error:
         raise CheckpointError(f"{config_path}: {'; '.join(error.problems)}") from None
-    if missing := sorted({*asdict(config)} - {*raw}):  # a default must not stand in for what the file lost
+    if missing := sorted({*recipe(config)} - {*raw}):  # a default must not stand in for what the file lost
         raise CheckpointError(f"{config_path} lacks {', '.join(missing)}")
     header = read_header(weights_path)
     if config.n_layer > len(header):  # before anything of the size that the config claims is made

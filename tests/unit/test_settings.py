@@ -2,15 +2,28 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, replace
+from collections.abc import Mapping
+from dataclasses import MISSING, asdict, dataclass, fields, is_dataclass, replace
 from pathlib import Path
-from typing import get_args
+from typing import Any, ClassVar, get_args
 
 import pytest
 from pydantic import ValidationError
 
+from gptmodel import config as config_module
 from gptmodel.artifacts import Request
-from gptmodel.config import ModelConfig, PipelineConfig, ShardsConfig, SourceConfig, TrainConfig, recipe
+from gptmodel.config import (
+    CorpusConfig,
+    DecodingConfig,
+    ModelConfig,
+    OptimizerConfig,
+    PipelineConfig,
+    ShardsConfig,
+    SourceConfig,
+    TrainConfig,
+    recipe,
+    with_later,
+)
 from gptmodel.errors import ConfigError
 from gptmodel.overrides import PipelineOverrides, given, partial
 from gptmodel.presets import PRESETS, PresetName
@@ -113,6 +126,74 @@ def test_how_work_is_done_is_not_in_the_fingerprint() -> None:
     assert fingerprint(ShardsConfig(shard_bytes=5_000)) != fingerprint(ShardsConfig())
     assert fingerprint(TrainConfig(threads=1)) == fingerprint(TrainConfig(threads=2))
     assert fingerprint(TrainConfig(seed=1)) != fingerprint(TrainConfig(seed=2))
+
+
+# What these classes gave when stores were first filled with them. A field that changes one of these makes every user
+# train, tokenize or evaluate anew: put it into its class's LATER.
+FIRST_FINGERPRINTS = {
+    SourceConfig: "4d7edf7cb8bd8bdc",
+    CorpusConfig: "7b94bc955ad0b688",
+    ShardsConfig: "64682ff883c7ee19",
+    ModelConfig: "7143451d903c6e02",
+    OptimizerConfig: "8452cc03f287cbca",
+    DecodingConfig: "853307c455514f1c",
+    TrainConfig: "8b78dae655e2dfa4",
+}
+
+
+@pytest.mark.parametrize("cls", FIRST_FINGERPRINTS)
+def test_settings_that_came_later_leave_earlier_fingerprints_as_they_were(cls: type[Any]) -> None:
+    request = Request("any", 1, {"settings": recipe(cls())})
+    assert request.fingerprint.startswith(FIRST_FINGERPRINTS[cls])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Inner:
+    width: int = 3
+    depth: int = 1
+
+    LATER: ClassVar[Mapping[str, Any]] = {"depth": 1}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outer:
+    name: str = "a"
+    inner: Inner = Inner()
+    several: tuple[Inner, ...] = (Inner(),)
+    words: tuple[str, ...] = ()
+
+    LATER: ClassVar[Mapping[str, Any]] = {"words": ()}
+
+
+EARLIER = {"name": "a", "inner": {"width": 3}, "several": [{"width": 3}]}
+
+
+def test_a_later_setting_is_in_the_recipe_only_where_it_is_set() -> None:
+    assert recipe(Outer()) == EARLIER
+    assert recipe(Outer(words=("b",))) == {**EARLIER, "words": ["b"]}
+    assert recipe(Outer(inner=Inner(depth=2))) == {**EARLIER, "inner": {"width": 3, "depth": 2}}
+    assert recipe(Outer(several=(Inner(), Inner(depth=2))))["several"] == [{"width": 3}, {"width": 3, "depth": 2}]
+
+
+def test_recorded_settings_are_completed_by_what_came_later() -> None:
+    whole = {
+        "name": "a",
+        "inner": {"width": 3, "depth": 1},
+        "several": [{"width": 3, "depth": 1}],
+        "words": [],
+    }
+    assert with_later(EARLIER, Outer) == whole
+    changed = recipe(Outer(words=("b",), inner=Inner(depth=2), several=(Inner(depth=5),)))
+    assert with_later(changed, Outer) == changed  # what was set stays
+
+
+def test_what_is_left_out_of_a_recipe_is_what_its_class_fills_in() -> None:
+    """A recorded recipe is read back with the class's defaults, so the two may never part."""
+    for cls in vars(config_module).values():
+        if is_dataclass(cls) and isinstance(cls, type):
+            defaults = {f.name: f.default if f.default is not MISSING else None for f in fields(cls)}
+            later = getattr(cls, "LATER", {})
+            assert {name: defaults.get(name, "no such field") for name in later} == dict(later), cls.__name__
 
 
 @pytest.mark.parametrize(
