@@ -20,6 +20,7 @@ from flows.card_command import card
 from flows.compare_commands import diff, reproduce
 from flows.export_command import export
 from flows.lineage_command import lineage
+from flows.plan_command import plan
 from flows.store_commands import store, verify
 from flows.trace_command import trace
 from gptmodel.errors import ConfigError, GptflowError
@@ -163,6 +164,7 @@ def generate(prompt: tuple[str, ...], model: str, samples: int, as_json: bool, *
 cli.add_command(diff)
 cli.add_command(export)
 cli.add_command(lineage)
+cli.add_command(plan)
 cli.add_command(reproduce)
 cli.add_command(store)
 cli.add_command(card)

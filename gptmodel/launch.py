@@ -50,7 +50,7 @@ def run_child(job: Path, *, processes: int, threads: int, on_line: Callable[[str
         stderr=subprocess.STDOUT,
         text=True,
         errors="replace",
-        env=_environment(threads),
+        env=child_environment(threads),
         start_new_session=True,  # Ctrl-C reaches this process alone, which passes it on once
     )
     last: list[str] = []
@@ -75,7 +75,8 @@ def _command(job: Path, processes: int) -> list[str]:
     return [sys.executable, *launcher, "-m", "gptmodel.worker", str(job)]
 
 
-def _environment(threads: int) -> dict[str, str]:
+def child_environment(threads: int) -> dict[str, str]:
+    """Of a process that trains; 0 threads is one for each core."""
     paths = [str(Path(gptmodel.__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
     return {
         **_ALLOCATOR,

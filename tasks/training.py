@@ -15,6 +15,7 @@ from tasks.feed import followed
 from tasks.holding import hold
 from tasks.lineage_events import with_events
 from tasks.pages import progress
+from tasks.plans import show_plan
 from tasks.policy import STEP
 from tasks.steps import figures_of, report
 from tasks.tail import Tail
@@ -32,6 +33,7 @@ def pretrain_model(
     training = plan_training(store, config, shards, init)
     corpus = store.input_of(shards, "corpus")
     card = training_card(training, corpus)
+    show_plan(training)
 
     @contextmanager
     def watch(_: Training) -> Iterator[None]:

@@ -1,0 +1,137 @@
+"""`gptflow plan`: what a training will take, before it is started."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from gptmodel.errors import ConfigError
+from gptmodel.planning.examples import EXAMPLES
+from gptmodel.presets import PRESETS
+
+if TYPE_CHECKING:
+    from gptmodel.config import PipelineConfig
+    from gptmodel.planning.plan_text import Section
+    from gptmodel.planning.rates import Rates
+
+
+@click.command()
+@click.argument("what", default="quickstart")
+@click.option("--config", "file", type=click.Path(path_type=Path), help="YAML file of settings.")
+@click.option("--set", "sets", multiple=True, metavar="A.B=VALUE", help="Change one setting; may be repeated.")
+@click.option("--shards", default="", help="Shards of the store that it will read: how often, then, is known.")
+@click.option("--measure/--no-measure", default=True, show_default=True, help="Try a few real steps on this machine.")
+@click.option("--trial-steps", default=5, show_default=True, help="How many steps to time.")
+@click.option("--on", multiple=True, metavar="HARDWARE", help="Reckon for this of the table; left out, for all.")
+@click.option("--devices", default=1, show_default=True, help="How many of them.")
+@click.option("--mfu", default=0.0, help="Share of their peak to reckon with, such as 0.4; left out, the table's.")
+@click.option("--grid", default="world", show_default=True, help="Grid of the table, or grams of CO2 for a kWh.")
+@click.option("--rates", "rates_file", type=click.Path(path_type=Path), help="Your own table of prices and power.")
+@click.option("--best-for", metavar="FLOPS", type=float, help="Best model size and tokens for a budget of operations.")
+@click.option("--plot", type=click.Path(path_type=Path), help="With --best-for: draw loss against size into this PNG.")
+@click.option("--json", "as_json", is_flag=True, help="Print the result as one JSON object.")
+def plan(what: str, as_json: bool, rates_file: Path | None, **given: Any) -> None:
+    """What training WHAT will take: parameters, operations, memory, time, money, energy, disk, loss.
+
+    WHAT is a preset, a YAML file of settings, or a published training: llama-2-7b, gpt2-124m-llmc, gpt2-124m-nanogpt,
+    gpt2-1558m-llmc, chinchilla-70b. Nothing is written to the store; a few steps on random tokens are timed here.
+    """
+    from gptmodel.planning.rates import load_rates
+
+    rates = load_rates(rates_file)
+    if given["plot"] and not given["best_for"]:
+        raise ConfigError("--plot draws the answer of --best-for; give both, such as --best-for 1e18 --plot best.png")
+    if given["best_for"] is not None:
+        found, told = _advice(given["best_for"], given["plot"])
+    elif what in EXAMPLES:
+        found, told = _example(what, rates, given["grid"])
+    else:
+        found, told = _training(what, rates, given)
+    if as_json:
+        click.echo(json.dumps(told, ensure_ascii=False))
+    else:
+        _show(found)
+
+
+def _example(what: str, rates: Rates, grid: str) -> tuple[list[Section], dict[str, Any]]:
+    from dataclasses import asdict
+
+    from gptmodel.planning.plan_text import example_sections
+
+    example = EXAMPLES[what]
+    peak = rates.device(example.hardware).tflops * 1e12 if example.hardware else 0.0
+    told = {
+        **asdict(example),
+        "flops": example.flops,
+        "flops_by_rule": example.flops_by_rule,
+        "price": example.price,
+        "mfu": example.mfu(peak, example.flops) if peak else None,
+        "mfu_by_rule": example.mfu(peak, example.flops_by_rule) if peak else None,
+    }
+    return example_sections(example, rates, rates.grid(grid)), told
+
+
+def _training(what: str, rates: Rates, given: dict[str, Any]) -> tuple[list[Section], dict[str, Any]]:
+    from gptmodel.planning.forecast import forecast, measure
+    from gptmodel.planning.plan_text import sections
+
+    config = _settings(what, given["file"], given["sets"])
+    summary: dict[str, Any] = {}
+    if given["shards"]:
+        from gptmodel.artifacts import open_store
+
+        summary = open_store().resolve(given["shards"]).summary
+    reckon = {name: given[name] for name in ("on", "devices", "mfu", "grid")}
+    forecast(config, rates, **reckon)  # a wrong argument is told before minutes are spent on measuring
+    trial = measure(config, given["trial_steps"]) if given["measure"] else None
+    tokens = {name: summary.get(name, 0) for name in ("train_tokens", "validation_tokens")}
+    found = forecast(config, rates, trial=trial, **tokens, **reckon)
+    return sections(found, rates), found.plain()
+
+
+def _settings(what: str, file: Path | None, sets: tuple[str, ...]) -> PipelineConfig:
+    from gptmodel.settings import load_config
+
+    if what not in PRESETS and (Path(what).suffix in (".yaml", ".yml") or Path(what).is_file()):
+        if file is not None:
+            raise ConfigError(f"two files of settings, {what} and {file}; give one")
+        return load_config(file=Path(what), sets=sets)
+    if what not in PRESETS:
+        known = ", ".join([*PRESETS, *EXAMPLES])
+        raise ConfigError(f"nothing to plan is called {what!r}; give a YAML file of settings, or one of {known}")
+    return load_config(what, file=file, sets=sets)
+
+
+def _advice(flops: float, plot: Path | None) -> tuple[list[Section], dict[str, Any]]:
+    from dataclasses import asdict
+
+    from gptmodel.planning.plan_text import advice_section
+    from gptmodel.planning.scaling import BESIROGLU, advise
+
+    if not 1e12 <= flops <= 1e30:
+        raise ConfigError(f"--best-for is {flops:g}; give floating-point operations from 1e12 to 1e30, such as 1e18")
+    found = advise(flops)
+    if plot is not None:
+        from gptmodel.planning.pictures import save_advice
+
+        save_advice(found, plot)
+    return [advice_section(found, f"{BESIROGLU.name}, {BESIROGLU.source}")], asdict(found)
+
+
+def _show(found: list[Section]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console(highlight=False)
+    for section in found:
+        table = Table(show_header=False, box=None, title=f"[bold]{section.title}", title_justify="left", padding=(0, 1))
+        table.add_column(no_wrap=True)
+        table.add_column(justify="right", no_wrap=True)
+        table.add_column(style="dim")
+        for row in section.rows:
+            table.add_row(*row)
+        console.print(table)
+        console.print()

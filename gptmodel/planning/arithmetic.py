@@ -1,0 +1,130 @@
+"""What a training computes and holds, from its settings alone: parameters, operations, bytes.
+
+Symbols: N parameters, D training tokens, L layers, C width, T context, V vocabulary, B sequences in a micro-batch.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from gptmodel.config import ModelConfig
+
+_FLOAT32, _BFLOAT16 = 4, 2
+_BACKWARD = 2  # a matrix product costs two of its size on the way back: for its input and for its weights
+_ACTIVATION_BYTES = (
+    34  # per token, layer and unit of width, in 16 bits (Korthikanti et al. 2022, arXiv:2205.05198, eq. 2)
+)
+_RESIDUAL_BYTES = 8  # and, per token, layer and unit of width, the residual stream in float32 at two places
+_LOGITS = 1 << 25  # that are there at one time (`gptmodel.loss` takes so many), and once more as their gradient
+
+
+@dataclass(frozen=True)
+class Parameters:
+    """Trainable numbers; the tied head counts once, as the token table."""
+
+    tokens: int
+    positions: int
+    blocks: int
+    """All layers and the last norm."""
+
+    @property
+    def total(self) -> int:
+        return self.tokens + self.positions + self.blocks
+
+    @property
+    def without_embeddings(self) -> int:
+        """Neither tokens nor positions: the N of Kaplan et al. 2020."""
+        return self.blocks
+
+
+@dataclass(frozen=True)
+class Flops:
+    """Floating-point operations to train on one token: forward and backward, a multiplication and an addition each."""
+
+    matrices: int
+    """Products with weights: 72 L C^2."""
+    attention: int
+    """Scores and weighted sums over the whole context: 12 L T C. What a causal kernel saves is counted."""
+    head: int
+    """Logits: 6 V C."""
+
+    @property
+    def exact(self) -> int:
+        """All matrix products. Norms, activations and the optimizer are left out, as everywhere: under a percent."""
+        return self.matrices + self.attention + self.head
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes on one device while it trains."""
+
+    weights: int
+    gradients: int
+    optimizer: int
+    """AdamW's two moments."""
+    activations: int
+    """Of one micro-batch, kept for the way back."""
+    logits: int
+    casts: int
+    """bfloat16 copies of the weights, under autocast."""
+
+    @property
+    def total(self) -> int:
+        return self.weights + self.gradients + self.optimizer + self.activations + self.logits + self.casts
+
+
+def count_parameters(model: ModelConfig) -> Parameters:
+    """Of a GPT of this shape: `GPT.num_parameters` says the same of a built one."""
+    C = model.n_embd
+    return Parameters(
+        tokens=model.vocab_size * C,
+        positions=model.context_length * C,
+        blocks=model.n_layer * (12 * C + 13) * C + 2 * C,
+    )
+
+
+def flops_per_token(model: ModelConfig) -> Flops:
+    """Matrix products of a step, counted one by one and divided by its tokens."""
+    L, C, T, V = model.n_layer, model.n_embd, model.context_length, model.vocab_size
+    both_ways = 1 + _BACKWARD
+    return Flops(
+        matrices=both_ways * L * 2 * C * (3 * C + C + 4 * C + 4 * C),  # qkv, proj, up, down
+        attention=both_ways * L * 2 * (T * C + T * C),
+        head=both_ways * 2 * V * C,
+    )
+
+
+def rule_of_six(n_params: int) -> int:
+    """6N, the rule of thumb for operations a token (Kaplan et al. 2020, arXiv:2001.08361, section 2.1)."""
+    return 6 * n_params
+
+
+def memory(model: ModelConfig, micro_batch_size: int, *, bfloat16: bool) -> Memory:
+    """Estimate for a device that holds the whole model, attention never storing its matrix.
+
+    Activations by Korthikanti et al. 2022 without the attention matrix, and twice that where all is float32. The
+    caching allocator's own waste and the framework's few hundred MB come on top.
+    """
+    N = count_parameters(model).total
+    tokens = micro_batch_size * model.context_length
+    a_place = _ACTIVATION_BYTES + _RESIDUAL_BYTES if bfloat16 else 2 * _ACTIVATION_BYTES
+    return Memory(
+        weights=_FLOAT32 * N,
+        gradients=_FLOAT32 * N,
+        optimizer=2 * _FLOAT32 * N,
+        activations=tokens * model.n_layer * model.n_embd * a_place,
+        logits=2 * _FLOAT32 * min(tokens * model.vocab_size, _LOGITS),
+        casts=_BFLOAT16 * N if bfloat16 else 0,
+    )
+
+
+def largest_micro_batch(model: ModelConfig, device_bytes: float, *, bfloat16: bool) -> int:
+    """The most sequences whose estimate stays within these bytes; 0 where not even one does."""
+    low, high = 0, 1
+    while memory(model, high, bfloat16=bfloat16).total <= device_bytes and high < 1 << 20:
+        low, high = high, 2 * high
+    while high - low > 1:
+        middle = (low + high) // 2
+        fits = memory(model, middle, bfloat16=bfloat16).total <= device_bytes
+        low, high = (middle, high) if fits else (low, middle)
+    return low

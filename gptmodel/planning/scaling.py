@@ -1,0 +1,106 @@
+"""How low the loss will go: published scaling laws, with what they were fitted on, and what they advise.
+
+L(N, D) is the loss in nats per token after training N parameters on D tokens, each seen once.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Additive:
+    """L = E + A / N^alpha + B / D^beta; N counts all parameters."""
+
+    name: str
+    source: str
+    E: float
+    A: float
+    B: float
+    alpha: float
+    beta: float
+
+    def loss(self, n_params: float, n_tokens: float) -> float:
+        return float(self.E + self.A / n_params**self.alpha + self.B / n_tokens**self.beta)
+
+    def optimum(self, flops: float) -> tuple[float, float]:
+        """(N, D) with the lowest loss among those with 6ND = flops (Hoffmann et al. 2022, equation 4)."""
+        share = self.alpha + self.beta
+        ratio = (self.alpha * self.A / (self.beta * self.B)) ** (1 / share)
+        n_params = ratio * (flops / 6) ** (self.beta / share)
+        return n_params, flops / 6 / n_params
+
+
+@dataclass(frozen=True)
+class Kaplan:
+    """L = [(Nc / N)^(aN / aD) + Dc / D]^aD; N leaves the embeddings out (Kaplan et al. 2020, equation 1.5)."""
+
+    name: str = "Kaplan et al. 2020"
+    source: str = "arXiv:2001.08361, table 2"
+    n_c: float = 6.4e13
+    d_c: float = 1.8e13
+    alpha_n: float = 0.076
+    alpha_d: float = 0.103
+
+    def loss(self, n_params: float, n_tokens: float) -> float:
+        return float(((self.n_c / n_params) ** (self.alpha_n / self.alpha_d) + self.d_c / n_tokens) ** self.alpha_d)
+
+
+HOFFMANN = Additive("Hoffmann et al. 2022", "arXiv:2203.15556, equation 10", 1.69, 406.4, 410.7, 0.34, 0.28)
+BESIROGLU = Additive("Besiroglu et al. 2024", "arXiv:2404.10102", 1.8172, 482.01, 2085.43, 0.3478, 0.3658)
+KAPLAN = Kaplan()
+FITTED_PARAMS, FITTED_TOKENS = 70e6, 5e9  # the least that Hoffmann et al. trained, and Besiroglu et al. fitted again
+_HOFFMANN_MODELS = "70 M to 16 B parameters, 5 B to 500 B tokens"
+
+
+@dataclass(frozen=True)
+class Expected:
+    """Losses by the laws, the interval that they span, and what to think of it."""
+
+    losses: dict[str, float]
+    low: float
+    high: float
+    outside: str
+    """Why the laws say little here; empty where they were fitted on the like."""
+
+    @property
+    def perplexities(self) -> tuple[float, float]:
+        return math.exp(self.low), math.exp(self.high)
+
+
+def expected_loss(n_params: int, n_blocks: int, n_tokens: int, vocab_size: int, epochs: float = 0.0) -> Expected:
+    """The interval is what three published fits span: between their corpora and vocabularies, not an error of one.
+
+    `n_blocks` is N without embeddings. No loss is above that of guessing: ln(vocabulary). `epochs` is how often the
+    data is repeated, where that is known: repeated tokens teach less than the laws count.
+    """
+    guess = math.log(vocab_size)
+    found = {law.name: min(guess, law.loss(n_params, n_tokens)) for law in (HOFFMANN, BESIROGLU)}
+    found[KAPLAN.name] = min(guess, KAPLAN.loss(n_blocks, n_tokens))
+    outside = []
+    if n_params < FITTED_PARAMS or n_tokens < FITTED_TOKENS:
+        outside.append(f"they were fitted on {_HOFFMANN_MODELS}, and this run is smaller: it may well end elsewhere")
+    if epochs > 4:  # up to 4 repetitions cost almost nothing (Muennighoff et al. 2023)
+        outside.append(f"the data is read {epochs:.1f} times, and they count each token as new")
+    return Expected(found, min(found.values()), max(found.values()), "; ".join(outside))
+
+
+@dataclass(frozen=True)
+class Advice:
+    """The best division of a budget, and how loss changes around it."""
+
+    flops: float
+    n_params: float
+    n_tokens: float
+    loss: float
+    curve: list[tuple[float, float, float]]
+    """(N, D, loss) along the budget: an IsoFLOP curve."""
+
+
+def advise(flops: float, law: Additive = BESIROGLU, points: int = 41) -> Advice:
+    """Model size and tokens for a budget of operations, with the curve over a factor of 30 to either side."""
+    n_params, n_tokens = law.optimum(flops)
+    sizes = [n_params * 30 ** (2 * place / (points - 1) - 1) for place in range(points)]
+    curve = [(size, flops / 6 / size, law.loss(size, flops / 6 / size)) for size in sizes]
+    return Advice(flops, n_params, n_tokens, law.loss(n_params, n_tokens), curve)
