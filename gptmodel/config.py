@@ -396,6 +396,9 @@ class EvaluateConfig:
     """Windows scored at once."""
     max_tokens: int = 0
     """Score about this many tokens, in windows spread evenly over the split; 0 is all."""
+    stride: int = 0
+    """Tokens from one window to the next, at most the model's context; 0 is the context: windows that do not overlap.
+    A smaller one gives each token more context and a lower loss, and costs context / stride times as much."""
     prompts: tuple[str, ...] = ("The state of the Union is", "My fellow citizens,")
     """Continued by every decoding below."""
     decodings: tuple[DecodingConfig, ...] = (
@@ -414,6 +417,7 @@ class EvaluateConfig:
             [
                 (self.batch_size < 1, f"batch_size is {self.batch_size}; give at least 1"),
                 (self.max_tokens < 0, f"max_tokens is {self.max_tokens}; use 0 for all, or a positive number"),
+                (self.stride < 0, f"stride is {self.stride}; use 0 for the model's context, or a positive number"),
             ],
         )
 

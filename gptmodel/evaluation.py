@@ -1,8 +1,6 @@
 """Evaluation as a step: a model and shards in; loss, perplexity and bits per byte, each document's share, and samples.
 
-The split is read as the one stream that training reads, in windows of the model's context that do not overlap, so that
-every token but the stream's first is predicted once. The first tokens of a window have little context: a sliding
-window gives a lower perplexity, and other figures.
+The split is read as the one stream that training reads; `gptmodel.judging.scoring` tells how its tokens are scored.
 """
 
 from __future__ import annotations
@@ -10,8 +8,7 @@ from __future__ import annotations
 import json
 import logging
 import math
-from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +20,7 @@ import pyarrow.parquet as pq
 from gptmodel.artifacts import Artifact, Request, Store, write_atomic
 from gptmodel.config import DecodingConfig, EvaluateConfig, recipe
 from gptmodel.errors import ConfigError, DataError
+from gptmodel.judging.scoring import Progress, Scores, score_tokens, stride_of
 from gptmodel.space import evaluation_bytes
 from gptmodel.tokenizer import gpt2
 from gptmodel.tokenstream import TokenStream, open_split
@@ -30,10 +28,11 @@ from gptmodel.tokenstream import TokenStream, open_split
 if TYPE_CHECKING:  # a flow must import fast, and torch takes seconds
     from gptmodel.model import GPT
 
+__all__ = ["Scores", "evaluate", "score_tokens"]
+
 log = logging.getLogger(__name__)
 KIND = "evaluation"
-RECIPE_VERSION = 1
-Progress = Callable[[int, int, str], None]
+RECIPE_VERSION = 2  # 1 had loss, perplexity and bits per byte, in windows that do not overlap, and each document's
 
 
 def evaluate(
@@ -58,7 +57,12 @@ def evaluate(
         gpt = load_model(model).to(pick_device("auto")).eval()
         stream = _stream(gpt, shards, config)
         scores = score_tokens(gpt, stream, config, progress)
-        figures = {**_figures(scores), **unigram_baseline(open_split(shards, "train"), scores.targets)}
+        stride = stride_of(config, gpt.config.context_length)
+        figures = {
+            **_figures(scores),
+            "stride": stride,
+            **unigram_baseline(open_split(shards, "train"), scores.targets),
+        }
         write_atomic(directory / "evaluation.json", json.dumps(figures, indent=2) + "\n")
         pq.write_table(document_table(scores, stream), directory / "documents.parquet")
         samples = draw_samples(gpt, config)
@@ -83,64 +87,27 @@ def _stream(model: GPT, shards: Artifact, config: EvaluateConfig) -> TokenStream
     return stream
 
 
-@dataclass(frozen=True)
-class Scores:
-    """The scored tokens: `positions` in the stream, rising, the token at each, and its loss in `nats`."""
-
-    positions: npt.NDArray[np.int64]
-    targets: npt.NDArray[np.int64]
-    nats: npt.NDArray[np.float32]
-
-
-def score_tokens(model: GPT, stream: TokenStream, config: EvaluateConfig, progress: Progress | None = None) -> Scores:
-    """Losses of stream tokens 1, 2, … in float32; with max_tokens, of windows spread evenly over the stream."""
-    import torch
-
-    context, end = model.config.context_length, stream.n_tokens - 1
-    starts = np.arange(0, end, context)
-    if config.max_tokens and len(starts) > (wanted := max(1, config.max_tokens // context)):
-        starts = starts[np.arange(wanted) * len(starts) // wanted]
-    spans = [(int(start), min(int(start) + context, end)) for start in starts]
-    targets, nats = [], []
-    with torch.no_grad():
-        for batch in _batches(spans, config.batch_size):
-            rows = np.stack([stream.slice(start, stop + 1).astype(np.int64) for start, stop in batch])
-            targets.append(rows[:, 1:].reshape(-1))
-            nats.append(_score(model, rows[:, :-1], rows[:, 1:]))
-            if progress:
-                progress(sum(map(len, nats)), sum(stop - start for start, stop in spans), "tokens")
-    positions = np.concatenate([np.arange(start + 1, stop + 1) for start, stop in spans])
-    return Scores(positions, np.concatenate(targets), np.concatenate(nats))
-
-
-def _batches(spans: list[tuple[int, int]], size: int) -> Iterator[list[tuple[int, int]]]:
-    """Spans of one length together; only the stream's last may be shorter."""
-    whole = [span for span in spans if span[1] - span[0] == spans[0][1] - spans[0][0]]
-    for start in range(0, len(whole), size):
-        yield whole[start : start + size]
-    if len(whole) < len(spans):
-        yield spans[-1:]
-
-
-def _score(model: GPT, ids: npt.NDArray[np.int64], targets: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
-    import torch
-
-    device = model.wte.weight.device
-    losses = model.token_losses(torch.from_numpy(ids.copy()).to(device), torch.from_numpy(targets.copy()).to(device))
-    result: npt.NDArray[np.float32] = losses.float().cpu().numpy().reshape(-1)
-    return result
-
-
 def _figures(scores: Scores) -> dict[str, Any]:
-    total, n_bytes = float(scores.nats.sum(dtype=np.float64)), int(gpt2().byte_lengths[scores.targets].sum())
-    loss = total / len(scores.targets)
+    n = len(scores.targets)
+    total, plain = (float(nats.sum(dtype=np.float64)) for nats in (scores.nats, scores.plain_nats))
+    n_bytes, n_chars = (int(counts[scores.targets].sum()) for counts in (gpt2().byte_lengths, gpt2().char_counts))
     return {
-        "loss": loss,
-        "perplexity": math.exp(min(loss, 700.0)),
+        "loss": total / n,
+        "perplexity": _perplexity(total / n),
+        "plain_loss": plain / n,
+        "plain_perplexity": _perplexity(plain / n),
         "bits_per_byte": total / math.log(2) / max(1, n_bytes),
-        "tokens": len(scores.targets),
+        "bits_per_char": total / math.log(2) / max(1, n_chars),
+        "accuracy": float(scores.correct().mean()),
+        "accuracy_at_5": float(scores.correct(5).mean()),
+        "tokens": n,
         "bytes": n_bytes,
+        "chars": n_chars,
     }
+
+
+def _perplexity(loss: float) -> float:
+    return math.exp(min(loss, 700.0))
 
 
 def document_table(scores: Scores, stream: TokenStream) -> pa.Table:

@@ -11,8 +11,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
+import numpy as np
 import torch
 import torch.nn.functional as F  # noqa: N812 - its usual name
 from torch import Tensor
@@ -62,6 +63,41 @@ def token_losses(x_BTC: Tensor, weight_VC: Tensor, targets_BT: Tensor) -> Tensor
     for rows, logprobs_RV, _, _ in _chunks(x_NC, weight_VC, targets_N):
         losses_N[rows] = -logprobs_RV.gather(1, targets_N[rows, None])[:, 0]
     return losses_N.view(targets_BT.shape)
+
+
+class TokenScores(NamedTuple):
+    """Of every token, in the targets' shape: its loss, its rank, and how probable the most probable one was."""
+
+    nats: Tensor
+    """float32"""
+    rank: Tensor
+    """int32: tokens at least as probable, itself counted; 1 is the one most probable."""
+    top_probability: Tensor
+    """float32"""
+
+
+@torch.no_grad()
+def token_scores(x_BTC: Tensor, weight_VC: Tensor, targets_BT: Tensor) -> TokenScores:
+    """`token_losses` with what else an evaluation asks of the same logits; no gradients."""
+    x_NC, targets_N = x_BTC.flatten(0, -2), targets_BT.flatten()
+    kinds = (torch.float32, torch.int32, torch.float32)
+    nats_N, rank_N, top_N = (torch.empty(len(targets_N), dtype=kind, device=x_NC.device) for kind in kinds)
+    for rows, logprobs_RV, _, _ in _chunks(x_NC, weight_VC, targets_N):
+        target_R1 = logprobs_RV.gather(1, targets_N[rows, None])
+        nats_N[rows] = -target_R1[:, 0]
+        rank_N[rows] = _at_least(logprobs_RV, target_R1)
+        top_N[rows] = logprobs_RV.amax(1).exp()
+    return TokenScores(*(scored_N.view(targets_BT.shape) for scored_N in (nats_N, rank_N, top_N)))
+
+
+def _at_least(values_RV: Tensor, bound_R1: Tensor) -> Tensor:
+    """How many of each row are at least its bound, int32 [R]."""
+    if (
+        values_RV.device.type == "cpu"
+    ):  # torch sums booleans seven times as slowly, and this is on the way of each token
+        counts = np.count_nonzero(values_RV.numpy() >= bound_R1.numpy(), axis=1)
+        return torch.from_numpy(counts.astype(np.int32))
+    return (values_RV >= bound_R1).sum(1, dtype=torch.int32)
 
 
 class _LinearCrossEntropy(torch.autograd.Function):

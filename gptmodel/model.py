@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from gptmodel.config import ModelConfig
 from gptmodel.errors import DataError
-from gptmodel.loss import linear_cross_entropy, token_losses
+from gptmodel.loss import TokenScores, linear_cross_entropy, token_scores
 
 _INIT_STD = 0.02
 
@@ -162,10 +162,14 @@ class GPT(nn.Module):
         """Mean cross-entropy in nats per token, without ever holding all logits."""
         return linear_cross_entropy(self.hidden(ids_BT), self.wte.weight, targets_BT)
 
-    def token_losses(self, ids_BT: Tensor, targets_BT: Tensor) -> Tensor:
-        """Cross-entropy of every token in nats, float32 [B, T], for evaluation; no gradients."""
+    def token_scores(self, ids_BT: Tensor, targets_BS: Tensor) -> TokenScores:
+        """Loss, rank and top probability of the last S tokens of each row [B, S], for evaluation; no gradients.
+
+        S may be less than T: a sliding window looks at its last tokens only, and the head is most of a small model.
+        """
         with torch.no_grad():
-            return token_losses(self.hidden(ids_BT), self.wte.weight, targets_BT)
+            x_BSC = self.hidden(ids_BT)[:, ids_BT.shape[1] - targets_BS.shape[1] :]
+            return token_scores(x_BSC, self.wte.weight, targets_BS)
 
     def logits(self, x_BTC: Tensor) -> Tensor:
         """The tied head: [B, T, C] to [B, T, V]."""

@@ -103,6 +103,18 @@ class Tokenizer:
         lengths.flags.writeable = False
         return lengths
 
+    @cached_property
+    def char_counts(self) -> npt.NDArray[np.int64]:
+        """Unicode characters that begin in each token [vocab_size], so that their sum is exact where tokens split one.
+
+        In UTF-8 that is every byte but the continuations (10xxxxxx). 0 for the end token. Read-only.
+        """
+        firsts = [sum(byte & 0xC0 != 0x80 for byte in self.token_bytes(i)) for i in range(self.vocab_size)]
+        counts = np.array(firsts, dtype=np.int64)
+        counts[self.end_token] = 0
+        counts.flags.writeable = False
+        return counts
+
     def _check_id(self, token: int) -> None:
         if not 0 <= token < self.vocab_size:
             raise DataError(f"token id {token} is not in the vocabulary of {self.name}: 0 to {self.vocab_size - 1}")

@@ -77,9 +77,9 @@ def test_documents_share_the_total_out(model: GPT) -> None:
 
 def test_documents_without_a_scored_token_are_left_out() -> None:
     stream = stream_of([5, 6, 50_256], [7, 8, 9, 50_256], [10, 50_256])
-    scores = Scores(
-        np.array([1, 2, 7, 8]), np.array([6, 50_256, 10, 50_256]), np.array([1.0, 2.0, 3.0, 4.0], np.float32)
-    )
+    nats = np.array([1.0, 2.0, 3.0, 4.0], np.float32)
+    ones = np.ones(4, np.int32)
+    scores = Scores(np.array([1, 2, 7, 8]), np.array([6, 50_256, 10, 50_256]), nats, nats, ones, nats)
     table = document_table(scores, stream).to_pydict()
     assert (table["document"], table["n_tokens"], table["nats"]) == (["d0", "d2"], [2, 2], [3.0, 7.0])
 

@@ -160,7 +160,9 @@ def test_bytes_of_tokens_add_up_to_the_text():
     ids = gpt2().encode(text)
     assert b"".join(gpt2().token_bytes(int(i)) for i in ids) == text.encode()
     assert gpt2().byte_lengths[ids].sum() == len(text.encode())
-    assert gpt2().byte_lengths[50256] == 0
+    assert gpt2().char_counts[ids].sum() == len(text)
+    assert any(gpt2().char_counts[i] == 0 for i in ids), "a token with the rest of a character"
+    assert gpt2().byte_lengths[50256] == gpt2().char_counts[50256] == 0
     assert gpt2().byte_lengths.shape == (50257,)
 
 
