@@ -18,6 +18,7 @@ import click
 
 from flows.card_command import card
 from flows.compare_commands import diff, reproduce
+from flows.doctor_command import doctor
 from flows.export_command import export
 from flows.lineage_command import lineage
 from flows.plan_command import plan
@@ -162,6 +163,7 @@ def generate(prompt: tuple[str, ...], model: str, samples: int, as_json: bool, *
 
 
 cli.add_command(diff)
+cli.add_command(doctor)
 cli.add_command(export)
 cli.add_command(lineage)
 cli.add_command(plan)
