@@ -23,6 +23,7 @@ from flows.export_command import export
 from flows.lineage_command import lineage
 from flows.plan_command import plan
 from flows.store_commands import store, verify
+from flows.surprise_command import surprise
 from flows.trace_command import trace
 from gptmodel.errors import ConfigError, GptflowError
 from gptmodel.presets import PRESETS
@@ -170,6 +171,7 @@ cli.add_command(plan)
 cli.add_command(reproduce)
 cli.add_command(store)
 cli.add_command(card)
+cli.add_command(surprise)
 cli.add_command(trace)
 cli.add_command(verify)
 

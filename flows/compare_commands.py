@@ -140,9 +140,10 @@ def diff(a: str, b: str, exit_code: bool, html: Path | None, as_json: bool) -> N
     sides = _side(store, a), _side(store, b)
     found = compare(*sides)
     if html is not None:
-        from flows.compare_page import write_page
+        from flows.compare_page import page_of
+        from gptmodel.html_page import write_page
 
-        write_page(html, found, *sides)
+        write_page(html, page_of(found, *sides))
     if as_json:
         click.echo(as_json_text(found))
     else:

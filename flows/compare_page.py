@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import html
 import math
-from pathlib import Path
 from typing import Any
 
-from gptmodel.artifacts import write_atomic
 from gptmodel.comparing import Comparison, Side
 from gptmodel.differences import Change, Curve, Listing
-from gptmodel.errors import StorageError
 
 _STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 70rem; padding: 0 1rem; color: #222 }
@@ -22,15 +19,8 @@ _WIDTH, _HEIGHT, _LEFT, _BOTTOM = 900, 300, 60, 30
 _POINTS = 2_000  # of a curve: more would not be seen
 
 
-def write_page(path: Path, found: Comparison, a: Side, b: Side) -> None:
-    """Write the page whole. StorageError where that is not possible."""
-    try:
-        write_atomic(path, _page(found, a, b))
-    except OSError as error:
-        raise StorageError(f"cannot write {path}: {(error.strerror or str(error)).lower()}") from None
-
-
-def _page(found: Comparison, a: Side, b: Side) -> str:
+def page_of(found: Comparison, a: Side, b: Side) -> str:
+    """The whole page."""
     parts = [
         f"<h1>{'The same bytes' if found.same else 'What differs'}</h1>",
         f"<p><b class=a>a</b> {_text(found.a)} <code>{a.digest[:16]}</code><br>"

@@ -93,13 +93,10 @@ def _with_versions(store: Store, graph: Graph) -> Graph:
 
 
 def _write(path: Path, graph: Graph) -> None:
-    from gptmodel.errors import ConfigError
+    from gptmodel.html_page import write_page
     from gptmodel.lineage_page import page
 
-    try:
-        path.write_text(page(graph), encoding="utf-8")
-    except OSError as error:
-        raise ConfigError(f"cannot write {path}: {error.strerror}") from None
+    write_page(path, page(graph))
     click.echo(f"{path} is written; open it in a browser", err=True)
 
 

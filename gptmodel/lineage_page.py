@@ -1,7 +1,7 @@
 """A lineage as one HTML page with its drawing inside: for a browser, a mail, or an artifact of an MLflow run.
 
 It loads nothing and runs nothing. Every text of a node is escaped: names and figures come from manifests, which anybody
-may have written. Colours are those of Okabe and Ito (2008), told apart by all kinds of eyes; each kind is written too.
+may have written. Kinds have colours, and each is written too.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from html import escape
 from itertools import pairwise
 
+from gptmodel.html_page import html_page
 from gptmodel.lineage_graph import MODELS, Graph, Node
 from gptmodel.lineage_layout import Slot, lay_out
 from gptmodel.lineage_text import STATES, Line, date_of, digest_of, fitted, phrases, plain, short_name, trouble
@@ -32,17 +33,6 @@ _MOST_PHRASES = 6
 _NARROW, _ROWS_FIT = 1040, 740  # pixels: below the first a page has rows for layers, if their boxes fit in the second
 
 _STYLE = """
-:root { color-scheme: light dark; --page: #ffffff; --ink: #1b1f24; --soft: #59636e; --box: #f6f8fa; --line: #8b949e;
-  --bad: #b34700; }
-@media (prefers-color-scheme: dark) { :root { --page: #14171c; --ink: #e8ebef; --soft: #a3adb8; --box: #20252c;
-  --line: #8b949e; --bad: #ff9a57; } }
-* { box-sizing: border-box; }
-body { margin: 0; padding: 20px; background: var(--page); color: var(--ink);
-  font: 14px/1.45 system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", Arial, sans-serif; }
-h1 { font-size: 20px; margin: 0 0 4px; overflow-wrap: anywhere; }
-p { margin: 0 0 16px; color: var(--soft); max-width: 75ch; }
-figure { margin: 0 0 20px; overflow-x: auto; }
-svg { display: block; }
 svg text { fill: var(--ink); font-size: 12px; }
 svg .kind { fill: var(--soft); font-size: 11px; letter-spacing: .06em; text-transform: uppercase; }
 svg .name { font-weight: 600; font-size: 13px; }
@@ -54,14 +44,8 @@ svg .focus rect.box { stroke: var(--ink); stroke-width: 2.5; }
 svg .troubled rect.box { stroke: var(--bad); stroke-width: 2; stroke-dasharray: 6 4; }
 svg path.edge { fill: none; stroke: var(--line); stroke-width: 1.6; }
 svg .arrow { fill: var(--line); }
-.scroll { overflow-x: auto; }
-table { border-collapse: collapse; font-size: 13px; width: 100%; }
-th, td { text-align: left; vertical-align: top; padding: 6px 14px 6px 0; border-top: 1px solid var(--line); }
-th { color: var(--soft); font-weight: 600; border-top: 0; }
-td { overflow-wrap: anywhere; }
 td.when { white-space: nowrap; }
 td code { font-size: 11px; color: var(--soft); overflow-wrap: anywhere; }
-.bad { color: var(--bad); }
 .dot { display: inline-block; width: 10px; height: 10px; border-radius: 2px; margin-right: 6px;
   border: 1px solid var(--line); }
 .rows { display: none; }
@@ -82,15 +66,13 @@ def page(graph: Graph) -> str:
         f"{went}. Arrows run from what was used to what was made of it; each box bears the first digits of the sha256 "
         "of its bytes. The heavy frame is what was asked for; a broken frame is missing, damaged, or not what was used."
     )
-    return (
-        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>Lineage of {escape(title)}</title>\n<style>{_STYLE}{_SWITCH if has_rows else ''}</style>\n</head>\n"
-        f"<body>\n<h1>Lineage of {escape(title)}</h1>\n<p>{told}</p>\n"
+    body = (
+        f"<h1>Lineage of {escape(title)}</h1>\n<p>{told}</p>\n"
         f'<figure class="columns">\n{columns}</figure>\n'
         + (f'<figure class="rows">\n{rows}</figure>\n' if has_rows else "")
-        + f'<div class="scroll">{_table(graph)}</div>\n</body>\n</html>\n'
+        + f'<div class="scroll">{_table(graph)}</div>\n'
     )
+    return html_page(f"Lineage of {title}", body, style=_STYLE + (_SWITCH if has_rows else ""))
 
 
 def _title(node: Node) -> str:
