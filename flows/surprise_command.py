@@ -51,7 +51,7 @@ def surprise(text: str, model: str, out: Path, max_tokens: int, as_json: bool) -
         told = {"model": artifact.label, "digest": artifact.digest, **asdict(figures)}
         click.echo(json.dumps({**told, "perplexity": figures.perplexity, "passage": asdict(passage)}))
         return
-    write_page(out, surprisal_page([passage], ["The text"], artifact.label, artifact.digest))
+    write_page(out, surprisal_page([passage], artifact.label, artifact.digest))
     cut = f" (the first {figures.tokens:,} tokens; --max-tokens 0 takes all)" if passage.is_cut else ""
     click.echo(
         f"{figures.tokens:,} tokens, mean loss {figures.loss:.4f} nats ({figures.bits:.4f} bits), "

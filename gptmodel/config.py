@@ -399,6 +399,10 @@ class EvaluateConfig:
     stride: int = 0
     """Tokens from one window to the next, at most the model's context; 0 is the context: windows that do not overlap.
     A smaller one gives each token more context and a lower loss, and costs context / stride times as much."""
+    surprisal_passages: int = 3
+    """Documents, spread evenly over the split, whose beginnings are kept token by token for the surprisal map."""
+    surprisal_tokens: int = 300
+    """Tokens of each of them."""
     prompts: tuple[str, ...] = ("The state of the Union is", "My fellow citizens,")
     """Continued by every decoding below."""
     decodings: tuple[DecodingConfig, ...] = (
@@ -417,6 +421,10 @@ class EvaluateConfig:
             [
                 (self.batch_size < 1, f"batch_size is {self.batch_size}; give at least 1"),
                 (self.max_tokens < 0, f"max_tokens is {self.max_tokens}; use 0 for all, or a positive number"),
+                *(
+                    (not 0 <= getattr(self, name) <= most, f"{name} is {getattr(self, name)}; give 0 to {most:,}")
+                    for name, most in (("surprisal_passages", 100), ("surprisal_tokens", 10_000))
+                ),
                 (self.stride < 0, f"stride is {self.stride}; use 0 for the model's context, or a positive number"),
             ],
         )

@@ -21,6 +21,7 @@ from gptmodel.artifacts import Artifact, Request, Store, write_atomic
 from gptmodel.config import DecodingConfig, EvaluateConfig, recipe
 from gptmodel.errors import ConfigError, DataError
 from gptmodel.judging.scoring import Progress, Scores, score_tokens, stride_of
+from gptmodel.judging.surprisal import SURPRISAL_FILE, as_json, read_documents
 from gptmodel.space import evaluation_bytes
 from gptmodel.tokenizer import gpt2
 from gptmodel.tokenstream import TokenStream, open_split
@@ -46,7 +47,8 @@ def evaluate(
 ) -> tuple[Artifact, bool]:
     """Return (evaluation artifact, reused) of a checkpoint or imported weights on one split of the shards.
 
-    Files: `evaluation.json`, `documents.parquet` (document, n_tokens, n_bytes, nats, loss), `samples.jsonl`.
+    Files: `evaluation.json`, `documents.parquet` (document, n_tokens, n_bytes, nats, loss), `surprisal.json`,
+    `samples.jsonl`.
     """
     request = Request(KIND, RECIPE_VERSION, recipe(config), (model.ref, shards.ref))
 
@@ -65,6 +67,10 @@ def evaluate(
         }
         write_atomic(directory / "evaluation.json", json.dumps(figures, indent=2) + "\n")
         pq.write_table(document_table(scores, stream), directory / "documents.parquet")
+        passages = read_documents(
+            gpt, stream, {}, passages=config.surprisal_passages, max_tokens=config.surprisal_tokens
+        )
+        write_atomic(directory / SURPRISAL_FILE, as_json(passages))
         samples = draw_samples(gpt, config)
         lines = [json.dumps(sample, ensure_ascii=False) + "\n" for sample in samples]
         write_atomic(directory / "samples.jsonl", "".join(lines))

@@ -88,14 +88,14 @@ def _registered(version: ModelVersion, fingerprint: str, aliases: dict[str, str]
     return Registered(version.name, str(version.version), fingerprint, digest, own, made)
 
 
-def page_of(run: Run) -> tuple[str, str]:
-    """Addresses of a run and of its lineage in MLflow's pages; empty where no server shows them."""
+def page_of(run: Run, file: str = LINEAGE_PAGE) -> tuple[str, str]:
+    """Addresses of a run and of a file of it, its lineage, in MLflow's pages; empty where no server shows them."""
     if not (server := address()).startswith(("http://", "https://")):
         return "", ""
     page = f"{server.rstrip('/')}/#/experiments/{quote(run.info.experiment_id)}/runs/{quote(run.info.run_id)}"
     # Else MLflow shows a training as if it were an agent, with traces first, to whoever has not chosen otherwise.
     view = "?workflowType=machine_learning"
-    return f"{page}{view}", f"{page}/artifacts/{LINEAGE_PAGE}{view}"
+    return f"{page}{view}", f"{page}/artifacts/{file}{view}"
 
 
 def address() -> str:

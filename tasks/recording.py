@@ -16,6 +16,8 @@ from mlflow.entities import LoggedModel, LoggedModelOutput, LoggedModelStatus, M
 from mlflow.utils.mlflow_tags import MLFLOW_LOGGED_ARTIFACTS
 
 from gptmodel.artifacts import MANIFEST, Artifact, Store
+from gptmodel.judging.surprisal import passages_of
+from gptmodel.judging.surprisal_page import surprisal_page
 from gptmodel.lineage import Lineage, artifact_of
 from gptmodel.lineage_graph import as_json
 from gptmodel.lineage_page import page as lineage_page
@@ -130,6 +132,15 @@ def evaluation_tag(evaluation: Artifact) -> str:
     return f"gptflow.evaluation.{evaluation.path.name}"
 
 
+def _folder(evaluation: Artifact) -> str:
+    return f"evaluation/{evaluation.path.name}"
+
+
+def surprisal_place(evaluation: Artifact) -> str:
+    """Where the surprisal map of an evaluation lies among the artifacts of its model's run."""
+    return f"{_folder(evaluation)}/surprisal.html"
+
+
 def record_evaluation(run: Run, evaluation: Artifact, shards: Artifact) -> None:
     """Log an evaluation to its model's run, once: figures tied to model and dataset, the tables, and the samples."""
     run_id, split = run.info.run_id, evaluation.summary["split"]
@@ -155,12 +166,15 @@ def record_evaluation(run: Run, evaluation: Artifact, shards: Artifact) -> None:
         if isinstance(value, int | float)
     ]
     client().log_batch(run_id, metrics=[metric for metric in metrics if not _is_there(run_id, metric)])
-    where = f"evaluation/{evaluation.path.name}"
-    for name in ("evaluation.json", "documents.parquet", MANIFEST):
+    where = _folder(evaluation)
+    for name in (*evaluation.names(), MANIFEST):
         client().log_artifact(run_id, str(evaluation.path / name), where)
     samples = [json.loads(line) for line in evaluation.file("samples.jsonl").read_text().splitlines()]
     _log_table(run, samples, f"{where}/samples.json")
-    _record_lineage(run_id, artifact_of(Store(evaluation.path.parent.parent), evaluation.request.inputs[0]))
+    model = artifact_of(Store(evaluation.path.parent.parent), evaluation.request.inputs[0])
+    if passages := passages_of(evaluation):
+        client().log_text(run_id, surprisal_page(passages, model.label, model.digest), surprisal_place(evaluation))
+    _record_lineage(run_id, model)
     set_tags(run_id, {evaluation_tag(evaluation): evaluation.digest})
 
 

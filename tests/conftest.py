@@ -61,6 +61,7 @@ def tiny_sets(text_dir: Path) -> list[str]:
         "train.threads=1",
         "train.sample.max_new_tokens=4",
         "evaluate.max_tokens=1024",
+        "evaluate.surprisal_tokens=40",
     ]
 
 

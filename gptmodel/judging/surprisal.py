@@ -12,12 +12,13 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from gptmodel.artifacts import Artifact
 from gptmodel.errors import ConfigError, DataError
 from gptmodel.judging.pieces import whole
 from gptmodel.markdown_text import spread
@@ -47,8 +48,17 @@ class Passage:
     """The likeliest tokens at each place, with their probabilities."""
     document: str = ""
     """Id of the document that it begins, or nothing."""
+    source: str = ""
+    """Where that came from, if it is known."""
     is_cut: bool = False
     """Whether the text goes on after it."""
+
+    @property
+    def name(self) -> str:
+        """For people."""
+        if not self.document:
+            return "The text"
+        return f"The beginning of {self.source or 'document'} ({self.document[:12]})"
 
     @cached_property
     def figures(self) -> Figures:
@@ -102,19 +112,25 @@ def read_text(model: GPT, text: str, *, max_tokens: int = 0) -> Passage:
     return read_tokens(model, kept, is_cut=len(kept) < len(ids))
 
 
-def read_documents(model: GPT, stream: TokenStream, *, passages: int, max_tokens: int) -> list[Passage]:
-    """The beginnings of documents that are spread evenly over a split: the same ones for every model."""
+def read_documents(
+    model: GPT, stream: TokenStream, came_from: Mapping[str, str], *, passages: int, max_tokens: int
+) -> list[Passage]:
+    """The beginnings of documents that are spread evenly over a split: the same ones for every model.
+
+    `came_from` names the sources of documents by their ids, as far as they are known.
+    """
     index, found = stream.documents(), []
     for number in spread(range(len(index.ids)), max(2, passages))[:passages]:
         start, length = int(index.starts[number]), int(index.n_tokens[number])
         kept = stream.slice(start, start + min(length, max_tokens)).tolist()
         kept = whole(kept) if len(kept) < length else kept
         if kept:
-            found.append(read_tokens(model, kept, document=index.ids[number], is_cut=len(kept) < length))
+            read = read_tokens(model, kept, is_cut=len(kept) < length)
+            found.append(replace(read, document=index.ids[number], source=came_from.get(index.ids[number], "")))
     return found
 
 
-def read_tokens(model: GPT, ids: Sequence[int], *, document: str = "", is_cut: bool = False) -> Passage:
+def read_tokens(model: GPT, ids: Sequence[int], *, is_cut: bool = False) -> Passage:
     """What the model makes of these tokens, at least one. ConfigError if its vocabulary is smaller than GPT-2's."""
     import torch
 
@@ -134,7 +150,7 @@ def read_tokens(model: GPT, ids: Sequence[int], *, document: str = "", is_cut: b
                 nats += losses
                 ranks += places
                 candidates += likeliest
-    return Passage(list(ids), nats, ranks, candidates, document, is_cut)
+    return Passage(list(ids), nats, ranks, candidates, is_cut=is_cut)
 
 
 def _windows(n_tokens: int, context: int) -> Iterator[tuple[int, int, int]]:
@@ -154,9 +170,10 @@ def _read_rows(model: GPT, x_TC: Tensor, targets_T: Tensor) -> Iterator[Rows]:
     known = gpt2().vocab_size  # ids of a padded table stand for nothing, but take their share of the probability
     for start in range(0, len(targets_T), _ROWS):
         targets_R1 = targets_T[start : start + _ROWS, None]
-        logprobs_RV = model.logits(x_TC[start : start + _ROWS]).float().log_softmax(-1)
+        logits_RV = model.logits(x_TC[start : start + _ROWS]).float()
+        logprobs_RV = logits_RV.log_softmax(-1)
         own_R1 = logprobs_RV.gather(1, targets_R1)
-        ranks_R = (logprobs_RV[:, :known] >= own_R1).sum(1)
+        ranks_R = (logits_RV[:, :known] >= logits_RV.gather(1, targets_R1)).sum(1)  # fewer ties than logprobs have
         best_RK, ids_RK = logprobs_RV[:, :known].topk(_CANDIDATES, dim=1)
         likeliest = [
             [(token, float(f"{p:.4g}")) for token, p in zip(*row, strict=True)]
@@ -176,6 +193,13 @@ def from_json(path: Path) -> list[Passage]:
         return [_passage(said) for said in json.loads(path.read_text(encoding="utf-8"))["passages"]]
     except (ValueError, KeyError, TypeError) as error:
         raise DataError(f"{path} does not hold passages ({error}); evaluate the model again") from None
+
+
+def passages_of(evaluation: Artifact) -> list[Passage]:
+    """The passages that an evaluation kept; none of one that was made before it kept any."""
+    if SURPRISAL_FILE not in evaluation.names():
+        return []
+    return from_json(evaluation.file(SURPRISAL_FILE))
 
 
 def _passage(said: dict[str, Any]) -> Passage:

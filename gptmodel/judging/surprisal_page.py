@@ -16,6 +16,7 @@ from pathlib import Path
 from gptmodel.html_page import html_page
 from gptmodel.judging.pieces import END, Piece, label_of, pieces, symbol_of
 from gptmodel.judging.surprisal import Figures, Passage
+from gptmodel.lineage_text import plain
 from gptmodel.markdown_text import number
 from gptmodel.tokenizer import gpt2
 
@@ -50,20 +51,20 @@ MAP_STYLE = _style()
 MAP_SCRIPT = _HERE.joinpath("surprisal_map.js").read_text(encoding="utf-8")
 
 
-def surprisal_page(passages: Sequence[Passage], names: Sequence[str], model: str, digest: str) -> str:
-    """The whole page: at least one passage with a name for each, and the model's name and content digest."""
+def surprisal_page(passages: Sequence[Passage], model: str, digest: str) -> str:
+    """The whole page: at least one passage, and the model's name and content digest."""
     body = (
         f"<h1>Surprisal, token by token</h1>\n<p>{escape(model)} · sha256 <code>{escape(digest)}</code></p>\n"
-        f"{map_section(passages, names)}"
+        f"{map_section(passages)}"
     )
     return html_page(f"Surprisal by {model}", body, style=MAP_STYLE, script=MAP_SCRIPT)
 
 
-def map_section(passages: Sequence[Passage], names: Sequence[str]) -> str:
+def map_section(passages: Sequence[Passage]) -> str:
     """The map for a page of its own or as a part of one; that page needs MAP_STYLE and MAP_SCRIPT, and only one map."""
     together = Figures.of(passages)
     drawn = [(passage, pieces(passage.tokens)) for passage in passages]
-    shown = "".join(_passage(*each, name) for each, name in zip(drawn, names, strict=True))
+    shown = "".join(_passage(*each) for each in drawn)
     data = json.dumps([_data(*each) for each in drawn], ensure_ascii=False, separators=(",", ":"))
     data = data.replace("<", "\\u003c")  # so that nothing in it ends the element
     return (
@@ -109,7 +110,7 @@ def _scale(loss: float) -> str:
     )
 
 
-def _passage(passage: Passage, found: Sequence[Piece], name: str) -> str:
+def _passage(passage: Passage, found: Sequence[Piece]) -> str:
     figures = passage.figures
     bytes_ = f" · {figures.bits_per_byte:.3f} bits per byte" if math.isfinite(figures.bits_per_byte) else ""
     told = (
@@ -118,7 +119,7 @@ def _passage(passage: Passage, found: Sequence[Piece], name: str) -> str:
         f"{' · the text goes on after them' if passage.is_cut else ''}"
     )
     tiles = "".join(_tile(piece, passage, is_first=place == 0) for place, piece in enumerate(found))
-    return f'<h3>{escape(name)}</h3>\n<p>{told}</p>\n<div class="passage" dir="auto">{tiles}</div>\n'
+    return f'<h3>{escape(plain(passage.name))}</h3>\n<p>{told}</p>\n<div class="passage" dir="auto">{tiles}</div>\n'
 
 
 def _tile(piece: Piece, passage: Passage, *, is_first: bool) -> str:

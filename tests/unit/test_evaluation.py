@@ -123,3 +123,26 @@ def test_a_model_of_another_vocabulary_is_refused(
     weights, _ = store.produce(Request("weights", 1, {"vocabulary": "small"}), build)
     with pytest.raises(ConfigError, match=r"ids up to 50,256 and the model knows 100 tokens"):
         evaluate(store, weights, shards, EvaluateConfig())
+
+
+def test_an_evaluation_keeps_passages_for_the_surprisal_map(
+    tiny_data: tuple[Store, Artifact], tiny: Callable[..., PipelineConfig]
+) -> None:
+    from gptmodel.artifacts import Request
+    from gptmodel.evaluation import evaluate
+    from gptmodel.judging.surprisal import passages_of
+    from gptmodel.weights import save_model
+
+    store, shards = tiny_data
+    config = replace(tiny().evaluate, max_tokens=100, surprisal_passages=2, prompts=())
+
+    def build(directory: object) -> dict[str, object]:
+        save_model(GPT(tiny().model, seed=4), directory)  # type: ignore[arg-type]
+        return {}
+
+    weights, _ = store.produce(Request("weights", 1, {"for": "passages"}, ()), build)
+    kept = passages_of(evaluate(store, weights, shards, config)[0])
+    index = open_split(shards, "validation").documents()
+    assert [passage.document for passage in kept] == [index.ids[0], index.ids[-1]]
+    assert [len(passage.nats) for passage in kept] == [40, 40]
+    assert passages_of(evaluate(store, weights, shards, replace(config, surprisal_passages=0))[0]) == []
