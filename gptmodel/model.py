@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812 - its usual name
 from torch import Tensor, nn
 
+from gptmodel.attention import causal_attention
 from gptmodel.config import ModelConfig
 from gptmodel.errors import DataError
 from gptmodel.loss import TokenScores, linear_cross_entropy, token_scores
@@ -74,7 +75,10 @@ class Attention(nn.Module):
 
     def forward(self, x_BTC: Tensor, cache: KVCache | None, mask: Tensor | None) -> Tensor:
         B, T, C = x_BTC.shape
-        qkv = self.qkv(x_BTC).view(B, T, 3, self.n_head, C // self.n_head)
+        qkv_BTC3 = self.qkv(x_BTC)
+        if self._in_blocks(qkv_BTC3) and cache is None:
+            return cast(Tensor, self.residual_dropout(self.proj(causal_attention(qkv_BTC3, self.n_head))))
+        qkv = qkv_BTC3.view(B, T, 3, self.n_head, C // self.n_head)
         q_BHTD, k_BHSD, v_BHSD = qkv.permute(2, 0, 3, 1, 4).unbind(0)
         if cache is not None:
             k_BHSD, v_BHSD = cache.extend(self.layer, k_BHSD, v_BHSD)
@@ -88,6 +92,11 @@ class Attention(nn.Module):
         )
         y_BTC = y_BHTD.transpose(1, 2).reshape(B, T, C)
         return cast(Tensor, self.residual_dropout(self.proj(y_BTC)))
+
+    def _in_blocks(self, qkv: Tensor) -> bool:
+        """Whether our own attention is the faster one: half the time in bfloat16 on a processor, no gain in float32."""
+        dropping = self.training and self.dropout > 0
+        return qkv.requires_grad and qkv.dtype == torch.bfloat16 and qkv.device.type == "cpu" and not dropping
 
 
 class FeedForward(nn.Module):

@@ -20,7 +20,7 @@ from gptmodel.space import training_bytes
 
 log = logging.getLogger(__name__)
 KIND = "checkpoint"
-RECIPE_VERSION = 1
+RECIPE_VERSION = 2  # 1 had torch's own attention in bfloat16 on a processor; the order of the data is the same
 RUNS = ".runs"  # in the store: the log of each training, by fingerprint
 
 

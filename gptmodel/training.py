@@ -164,8 +164,7 @@ class Trainer:
         if self.world > 1:
             dist.all_reduce(total)
         clip = config.optimizer.grad_clip or math.inf
-        norm = float(nn.utils.clip_grad_norm_(self.model.parameters(), clip))
-        return Seen(float(total[0]), norm, int(total[1]))
+        return Seen(float(total[0]), clip_gradients(self.model, clip), int(total[1]))
 
     def loss(self, ids_BT: Tensor, targets_BT: Tensor) -> Tensor:
         """Mean loss of one micro-batch, on the device and in the precision of the run."""
@@ -293,6 +292,15 @@ class Trainer:
             f"stopped after step {state.step} of {self.config.max_steps}; saved. Run the same command to go on",
             self.stop.signum,
         )
+
+
+def clip_gradients(model: nn.Module, largest: float) -> float:
+    """Global gradient norm before clipping. Gradients are scaled only where it is too large: they cost a pass."""
+    gradients = [p.grad for p in model.parameters() if p.grad is not None]
+    norm = nn.utils.get_total_norm(gradients)
+    if not norm <= largest:  # not finite too: what then happens is decided by who sees the norm
+        nn.utils.clip_grads_with_norm_(model.parameters(), largest, norm)
+    return float(norm)
 
 
 def step_seed(seed: int, step: int, rank: int) -> int:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
+import torch
 
 from gptmodel.config import ModelConfig, OptimizerConfig
 from gptmodel.model import GPT
 from gptmodel.optimizer import learning_rate, make_optimizer
+from gptmodel.training import clip_gradients
 
 
 def test_only_matrices_decay() -> None:
@@ -43,3 +47,16 @@ def test_wsd_is_flat_then_falls_in_a_line() -> None:
 def test_constant_stays() -> None:
     config = OptimizerConfig(learning_rate=0.5, warmup_steps=0, schedule="constant")
     assert {learning_rate(config, step, 50) for step in range(50)} == {0.5}
+
+
+def test_clipping_scales_a_gradient_that_is_too_long_and_no_other() -> None:
+    model = GPT(ModelConfig(vocab_size=50, context_length=8, n_layer=1, n_head=1, n_embd=8))
+    for parameter in model.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    length = model.num_parameters() ** 0.5
+    assert clip_gradients(model, 2 * length) == pytest.approx(length)
+    assert all(bool((p.grad == 1).all()) for p in model.parameters() if p.grad is not None)
+    assert clip_gradients(model, 1.0) == pytest.approx(length)
+    assert clip_gradients(model, math.inf) == pytest.approx(1.0)
+    model.wte.weight.grad = torch.full_like(model.wte.weight, math.nan)
+    assert math.isnan(clip_gradients(model, 1.0))
