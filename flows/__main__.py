@@ -149,6 +149,11 @@ def sync(as_json: bool) -> None:
 @click.option("--temperature", type=float, help="0 is greedy.")
 @click.option("--top-k", type=int, help="Keep only the k most likely tokens; 0 keeps all.")
 @click.option("--top-p", type=float, help="Keep the most likely tokens whose probabilities reach p; 1 keeps all.")
+@click.option("--min-p", type=float, help="Keep tokens at least this share as likely as the likeliest; 0 keeps all.")
+@click.option("--repetition-penalty", type=float, help="Above 1 makes tokens that came before less likely; 1 is none.")
+@click.option(
+    "--stop-at-end-token/--past-end-token", default=None, help="End at the end-of-text token (the default), or go on."
+)
 @click.option("--seed", type=int, help="The same seed gives the same text.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as one JSON object.")
 def generate(prompt: tuple[str, ...], model: str, samples: int, as_json: bool, **decoding: Any) -> None:

@@ -267,6 +267,10 @@ class DecodingConfig:
     """Keep only the k most likely tokens; 0 keeps all."""
     top_p: float = 1.0
     """Keep the smallest set of most likely tokens whose probabilities reach p; 1 keeps all."""
+    min_p: float = 0.0
+    """Keep tokens at least this share as likely as the likeliest; 0 keeps all (Nguyen et al. 2024)."""
+    repetition_penalty: float = 1.0
+    """Makes tokens of the prompt and of what was written less likely; 1 does nothing, 1.2 is usual (CTRL, 2019)."""
     stop_at_end_token: bool = True
     """Stop when the model writes its end-of-text token."""
     stop: tuple[str, ...] = ()
@@ -274,14 +278,24 @@ class DecodingConfig:
     seed: int = 0
     """Seed of the draws; the same seed gives the same text."""
 
+    LATER: ClassVar[Mapping[str, Any]] = {"min_p": 0.0, "repetition_penalty": 1.0}
+
     def __post_init__(self) -> None:
         _check(
             self,
             [
                 (self.max_new_tokens < 1, f"max_new_tokens is {self.max_new_tokens}; give at least 1"),
-                (self.temperature < 0, f"temperature is {self.temperature}; give 0 for greedy, or a positive number"),
+                (
+                    not 0 <= self.temperature < float("inf"),
+                    f"temperature is {self.temperature}; give 0 for greedy, or a positive number",
+                ),
                 (self.top_k < 0, f"top_k is {self.top_k}; give 0 for all, or a positive number"),
                 (not 0 < self.top_p <= 1, f"top_p is {self.top_p}; give a share above 0 and up to 1"),
+                (not 0 <= self.min_p <= 1, f"min_p is {self.min_p}; give 0 for all, or a share up to 1, such as 0.1"),
+                (
+                    not 0 < self.repetition_penalty < float("inf"),
+                    f"repetition_penalty is {self.repetition_penalty}; give 1 for none, or a number above 0",
+                ),
                 ("" in self.stop, "stop holds an empty text, which is everywhere; leave it out"),
                 (not 0 <= self.seed < 2**63, f"seed is {self.seed}; give a whole number from 0 up to 2^63 - 1"),
             ],
@@ -412,13 +426,17 @@ class EvaluateConfig:
         DecodingConfig(temperature=1.0, top_p=0.9),
     )
     """Greedy, temperature, top-k and top-p, unless you say otherwise."""
+    samples_per_prompt: int = 1
+    """Texts for each prompt and decoding, each with draws of its own; greedy ones are all the same."""
 
     EXECUTION: ClassVar[frozenset[str]] = frozenset({"batch_size"})
+    LATER: ClassVar[Mapping[str, Any]] = {"samples_per_prompt": 1}
 
     def __post_init__(self) -> None:
         _check(
             self,
             [
+                (self.samples_per_prompt < 1, f"samples_per_prompt is {self.samples_per_prompt}; give at least 1"),
                 (self.batch_size < 1, f"batch_size is {self.batch_size}; give at least 1"),
                 (self.max_tokens < 0, f"max_tokens is {self.max_tokens}; use 0 for all, or a positive number"),
                 *(

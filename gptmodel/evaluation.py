@@ -152,26 +152,25 @@ def unigram_baseline(train: TokenStream, targets: npt.NDArray[np.int64]) -> dict
 
 
 def draw_samples(model: GPT, config: EvaluateConfig) -> list[dict[str, Any]]:
-    """Every prompt continued by every decoding."""
-    from gptmodel.writing import continue_text
+    """Every prompt continued by every decoding, `samples_per_prompt` times."""
+    from gptmodel.writing import continue_texts
 
     return [
-        {
-            "prompt": prompt,
-            "text": continue_text(model, prompt, decoding),
-            "decoding": decoding_name(decoding),
-            **asdict(decoding),
-        }
+        {"prompt": prompt, "text": text, "decoding": decoding_name(decoding), **asdict(decoding)}
         for prompt in config.prompts
         for decoding in config.decodings
+        for text in continue_texts(model, [prompt] * config.samples_per_prompt, decoding)
     ]
 
 
 def decoding_name(decoding: DecodingConfig) -> str:
     """Short name of a decoding, such as `greedy` or `temperature 0.8, top-k 50`."""
     if decoding.temperature == 0:
-        return "greedy"
-    parts = [f"temperature {decoding.temperature:g}"]
-    parts += [f"top-k {decoding.top_k}"] if decoding.top_k else []
-    parts += [f"top-p {decoding.top_p:g}"] if decoding.top_p < 1 else []
+        parts = ["greedy"]  # no filter drops the likeliest token
+    else:
+        parts = [f"temperature {decoding.temperature:g}"]
+        parts += [f"top-k {decoding.top_k}"] if decoding.top_k else []
+        parts += [f"top-p {decoding.top_p:g}"] if decoding.top_p < 1 else []
+        parts += [f"min-p {decoding.min_p:g}"] if decoding.min_p else []
+    parts += [f"repetition penalty {decoding.repetition_penalty:g}"] if decoding.repetition_penalty != 1 else []
     return ", ".join(parts)

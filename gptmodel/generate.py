@@ -1,8 +1,10 @@
 """Writing text: tokens in, new tokens out, one at a time, with a cache of keys and values.
 
 A row's window is what the model reads: its prompt and what it wrote. When a window outgrows the context, only its
-last `context_length // 2` tokens are kept, re-read from position 0, and writing goes on. Each row draws from its own
-generator, seeded by (seed, row), so a batch writes what its rows would write alone.
+last `context_length // 2` tokens are kept, re-read from position 0, and writing goes on. The repetition penalty counts
+the whole text, with what fell out of the window. Each row draws from its own generator, seeded by (seed, row), so a
+batch writes what its rows would write alone. Rows with the same window are read once: n samples of one prompt cost the
+prompt once.
 
 Shapes: B rows, T tokens, V vocabulary.
 """
@@ -20,6 +22,7 @@ from torch import Tensor
 from gptmodel.config import GPT2_VOCAB_SIZE, DecodingConfig
 from gptmodel.errors import DataError
 from gptmodel.model import GPT, KVCache
+from gptmodel.sampling import penalize_repeated, sample_rows
 
 GPT2_END_TOKEN = GPT2_VOCAB_SIZE - 1
 Progress = Callable[[int, int, str], None]
@@ -104,42 +107,6 @@ def generate_batch(
     return new
 
 
-def filter_top_k(logits_BV: Tensor, k: int) -> Tensor:
-    """Keep the k largest of the last axis and set the others to -inf; 0 keeps all. Exactly k stay, ties or not."""
-    if not 0 < k < logits_BV.shape[-1]:
-        return logits_BV
-    values, indices = logits_BV.topk(k, dim=-1)
-    return torch.full_like(logits_BV, -torch.inf).scatter_(-1, indices, values)
-
-
-def filter_top_p(logits_BV: Tensor, p: float) -> Tensor:
-    """Keep the smallest set of most likely entries whose probabilities reach p (nucleus sampling, Holtzman 2019).
-
-    The others become -inf. The most likely entry always stays; p = 1 keeps all.
-    """
-    if p >= 1:
-        return logits_BV
-    ordered, indices = logits_BV.sort(dim=-1, descending=True, stable=True)
-    probs = torch.softmax(ordered.double(), dim=-1)
-    before = probs.cumsum(-1) - probs
-    dropped = before >= p
-    dropped[..., 0] = False
-    return torch.full_like(logits_BV, -torch.inf).scatter_(-1, indices, ordered.masked_fill(dropped, -torch.inf))
-
-
-def sample(logits_V: Tensor, decoding: DecodingConfig, generator: torch.Generator) -> int:
-    """One token: the likeliest at temperature 0, else drawn after temperature, top-k and top-p, in this order."""
-    logits_V = logits_V.double()
-    if logits_V.isnan().any():
-        raise DataError("the model's logits are not numbers (nan); its weights are damaged or training diverged")
-    if decoding.temperature == 0:
-        return int(logits_V.argmax())
-    # the largest becomes 0 first: a tiny temperature then cannot make it inf
-    logits_V = (logits_V - logits_V.max()) / decoding.temperature
-    logits_V = filter_top_p(filter_top_k(logits_V, decoding.top_k), decoding.top_p)
-    return int(torch.multinomial(torch.softmax(logits_V, dim=-1), 1, generator=generator))
-
-
 class Writer:
     """An iterator over steps: which token each row that is not finished wrote, by row. Arguments as of `generate`."""
 
@@ -164,6 +131,15 @@ class Writer:
         self._in_cache: list[int] = []  # rows that the cache holds, in its order
         self._cache: KVCache | None = None
         self._left = decoding.max_new_tokens
+        self._seen_BV: Tensor | None = None  # which tokens each row has read or written
+        if decoding.repetition_penalty != 1:
+            self._seen_BV = torch.zeros(len(prompts), self._vocab_size, dtype=torch.bool)
+            for row, window in enumerate(self._windows):
+                self._see(row, window)
+
+    def _see(self, row: int, tokens: list[int]) -> None:
+        if self._seen_BV is not None:
+            self._seen_BV[row, [token for token in tokens if token < self._vocab_size]] = True
 
     def __iter__(self) -> Iterator[dict[int, int]]:
         return self
@@ -178,13 +154,17 @@ class Writer:
             raise StopIteration
         with _evaluating(self._model):
             logits_BV = self._next_logits()[:, : self._vocab_size].float().cpu()
-        drawn = {
-            row: sample(logits_BV[place], self._decoding, self._generators[row])
-            for place, row in enumerate(self._in_cache)
-            if row in self._open
-        }
+        rows = self._in_cache
+        if len(self._open) < len(rows):  # some have ended since the cache was filled
+            logits_BV = logits_BV[[place for place, row in enumerate(rows) if row in self._open]]
+            rows = self._open
+        if self._seen_BV is not None:
+            logits_BV = penalize_repeated(logits_BV, self._seen_BV[rows], self._decoding.repetition_penalty)
+        tokens = sample_rows(logits_BV, self._decoding, [self._generators[row] for row in rows])
+        drawn = dict(zip(rows, tokens, strict=True))
         for row, token in drawn.items():
             self._windows[row].append(token)
+            self._see(row, [token])
         self._open = [row for row in self._open if self._stop is None or drawn[row] != self._stop]
         self._left -= 1
         return drawn
@@ -193,25 +173,36 @@ class Writer:
         """Logits after the last token of every row in the cache, [B, V]."""
         if self._cache is None or not self._use_cache or self._cache.length == self._cache.capacity:
             return self._read_windows()
-        # a finished row goes on being fed its end token, unread, until the next time that windows are read
+        if 2 * len(self._open) <= len(self._in_cache):
+            self._cache.take([place for place, row in enumerate(self._in_cache) if row in self._open])
+            self._in_cache = self._open
+        # a finished row goes on being fed its last token, unread, until half of the rows are finished
         last_B1 = self._tensor([[self._windows[row][-1]] for row in self._in_cache])
         return self._model.logits(self._model.hidden(last_B1, self._cache)[:, -1])
 
     def _read_windows(self) -> Tensor:
-        """Start the cache anew from the windows of the open rows, padded on the left to the longest."""
+        """Start the cache anew from the windows of the open rows, padded on the left to the longest.
+
+        Rows with the same window share one reading.
+        """
         self._in_cache = self._open
         for row in self._in_cache:
             if len(self._windows[row]) > self._context:
                 self._windows[row] = self._windows[row][-max(1, self._context // 2) :]
-        windows = [self._windows[row] for row in self._in_cache]
-        longest = max(map(len, windows))
-        padding = [longest - len(window) for window in windows]
+        places: dict[tuple[int, ...], int] = {}
+        of_row = [places.setdefault(tuple(self._windows[row]), len(places)) for row in self._in_cache]
+        longest = max(map(len, places))
+        padding = [longest - len(window) for window in places]
         self._cache = KVCache(
             capacity=min(self._context, longest + self._left - 1),
             padding_B=self._tensor(padding) if any(padding) else None,
         )
-        ids_BT = self._tensor([[0] * gap + window for gap, window in zip(padding, windows, strict=True)])
-        return self._model.logits(self._model.hidden(ids_BT, self._cache)[:, -1])
+        ids_BT = self._tensor([[0] * gap + list(window) for gap, window in zip(padding, places, strict=True)])
+        logits_BV = self._model.logits(self._model.hidden(ids_BT, self._cache)[:, -1])
+        if len(places) == len(of_row):
+            return logits_BV
+        self._cache.take(of_row)
+        return logits_BV[of_row]
 
     def _tensor(self, values: Sequence[object]) -> Tensor:
         return torch.tensor(values, dtype=torch.int64, device=self._model.wte.weight.device)

@@ -44,6 +44,12 @@ class KVCache:
         v_BHSD[:, :, self.length : end] = v_BHTD
         return k_BHSD[:, :, :end], v_BHSD[:, :, :end]
 
+    def take(self, rows: list[int]) -> None:
+        """Hold these rows instead, in this order: some may be left out, some be there several times."""
+        if self.padding_B is not None:
+            self.padding_B = self.padding_B[rows]
+        self._layers = [(k_BHSD[rows], v_BHSD[rows]) for k_BHSD, v_BHSD in self._layers]
+
     def positions(self, T: int, device: torch.device) -> Tensor:
         """Positions of the next T tokens, [T], or [B, T] where rows are padded differently."""
         slots_T = torch.arange(self.length, self.length + T, device=device)

@@ -83,6 +83,22 @@ def test_one_bit_of_a_loss_is_found_at_its_step() -> None:
     assert first_difference(curve_of(CURVE), curve_of(CURVE)) is None
 
 
+def test_a_setting_that_came_later_differs_only_where_it_was_set(store: Store, pair: tuple[Artifact, Artifact]) -> None:
+    def trained(sample: dict[str, Any], step: int) -> Artifact:
+        def build(directory: Path) -> dict[str, Any]:
+            (directory / "curve.jsonl").write_text(json.dumps({**CURVE[0], "step": step}) + "\n")
+            return {"step": step}
+
+        asked = {"model": {}, "train": {"max_steps": 1, "sample": sample}}
+        return store.produce(Request("checkpoint", 1, asked, (pair[0].ref,)), build)[0]
+
+    earlier, at_default, changed = (
+        side_of(store, trained(s, n)) for n, s in enumerate(({}, {"min_p": 0.0}, {"min_p": 0.2}))
+    )
+    assert compare(earlier, at_default).config == []
+    assert [(c.name, c.a, c.b) for c in compare(earlier, changed).config] == [("train.sample.min_p", 0.0, 0.2)]
+
+
 def test_a_loss_goes_before_other_figures_and_what_is_not_a_number_is_itself() -> None:
     a = {1: {"train/loss": math.nan, "train/grad_norm": 1.0}, 2: {"train/loss": 4.0, "train/grad_norm": 1.0}}
     b = {1: {"train/loss": math.nan, "train/grad_norm": 2.0}, 2: {"train/loss": 4.5, "train/grad_norm": 1.0}}

@@ -99,6 +99,8 @@ def test_the_unigram_baseline_by_hand() -> None:
         (DecodingConfig(temperature=0.0, top_k=5), "greedy"),
         (DecodingConfig(temperature=0.7, top_k=50), "temperature 0.7, top-k 50"),
         (DecodingConfig(temperature=1.0, top_p=0.9), "temperature 1, top-p 0.9"),
+        (DecodingConfig(temperature=1.5, min_p=0.1), "temperature 1.5, min-p 0.1"),
+        (DecodingConfig(temperature=0.0, repetition_penalty=1.2), "greedy, repetition penalty 1.2"),
     ],
 )
 def test_decodings_have_names(decoding: DecodingConfig, name: str) -> None:

@@ -1,16 +1,14 @@
-"""Writing text: cache against no cache, batch against single rows, samplers against their definitions."""
+"""Writing text: cache against no cache, batch against single rows, rows that share and rows that leave."""
 
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from gptmodel.config import DecodingConfig, ModelConfig
 from gptmodel.errors import DataError
-from gptmodel.generate import filter_top_k, filter_top_p, generate, generate_batch, sample, stream
+from gptmodel.generate import Writer, generate, generate_batch, stream
 from gptmodel.model import GPT
 
 CONFIG = ModelConfig(vocab_size=97, context_length=16, n_layer=2, n_head=2, n_embd=32)
@@ -143,62 +141,57 @@ def test_no_prompts_give_no_rows(model):
     assert generate_batch(model, []) == []
 
 
-logits = st.lists(st.floats(-30, 30, width=32) | st.sampled_from([0.0, 1.0]), min_size=1, max_size=40).map(torch.tensor)
+@pytest.mark.parametrize("use_cache", [True, False], ids=["cache", "no_cache"])
+def test_rows_of_one_prompt_share_its_reading(model, use_cache, monkeypatch):
+    prompts = [[5, 6, 7], [8], [5, 6, 7], [5, 6, 7]]
+    wanted = [generate(model, p, decoding=DRAWN, end_token=96, row=row) for row, p in enumerate(prompts)]
+    read = []
+    hidden = GPT.hidden
+
+    def counted(gpt, ids_BT, cache=None):
+        read.append(tuple(ids_BT.shape))
+        return hidden(gpt, ids_BT, cache)
+
+    monkeypatch.setattr(GPT, "hidden", counted)
+    assert generate_batch(model, prompts, decoding=DRAWN, end_token=96, use_cache=use_cache) == wanted
+    assert read[0] == (2, 3)
+    assert len({*map(tuple, wanted)}) == 4
+    if use_cache:
+        assert read[1] == (4, 1)
 
 
-@settings(deadline=None, max_examples=60)
-@given(logits, st.integers(0, 45))
-def test_top_k_keeps_the_k_largest_as_they_are(logits_V, k):
-    kept = filter_top_k(logits_V, k)
-    stay = kept.isfinite()
-    assert int(stay.sum()) == (min(k, len(logits_V)) or len(logits_V))
-    assert torch.equal(kept[stay], logits_V[stay])
-    if not stay.all():
-        assert logits_V[stay].min() >= logits_V[~stay].max()
+def test_half_of_the_rows_ended_leave_the_cache(model, monkeypatch):
+    prompts = [[5, 6], [8], [9, 9, 9, 9], [11, 3]]
+    decoding = replace(DRAWN, max_new_tokens=10)
+    free = generate_batch(model, prompts, decoding=decoding, end_token=96)
+    rows, hidden = [], GPT.hidden
+
+    def counted(gpt, ids_BT, cache=None):
+        rows.append(len(ids_BT))
+        return hidden(gpt, ids_BT, cache)
+
+    monkeypatch.setattr(GPT, "hidden", counted)
+    writer = Writer(model, prompts, decoding, 96, 0, True)
+    written = {row: [] for row in range(4)}
+    for step, tokens in enumerate(writer):
+        for row, token in tokens.items():
+            written[row].append(token)
+        for row in {1: [0], 3: [2]}.get(step, []):
+            writer.finish(row)
+    assert rows == [4, 4, 4, 4, 2, 2, 2, 2, 2, 2]
+    assert [written[row] for row in range(4)] == [free[0][:2], free[1], free[2][:4], free[3]]
 
 
-@settings(deadline=None, max_examples=60)
-@given(logits, st.floats(0.0, 1.0))
-def test_top_p_keeps_the_smallest_set_that_reaches_p(logits_V, p):
-    kept = filter_top_p(logits_V, p)
-    stay = kept.isfinite()
-    probs = torch.softmax(logits_V.double(), -1)
-    assert stay.any()
-    assert torch.equal(kept[stay], logits_V[stay])
-    assert probs[stay].sum() >= p - 1e-9
-    if p < 1:
-        assert probs[stay].sum() - probs[stay].min() < p + 1e-9  # without its least likely it falls short
-    if not stay.all():
-        assert logits_V[stay].min() >= logits_V[~stay].max()
-
-
-@settings(deadline=None, max_examples=60)
-@given(st.integers(2, 5), st.integers(2, 12))
-def test_filters_treat_each_row_alone(rows, columns):
-    logits_BV = torch.randn(rows, columns)
-    assert torch.equal(filter_top_k(logits_BV, 2), torch.stack([filter_top_k(row, 2) for row in logits_BV]))
-    assert torch.equal(filter_top_p(logits_BV, 0.7), torch.stack([filter_top_p(row, 0.7) for row in logits_BV]))
-
-
-def drawn_shares(decoding, n=1500):
-    generator = torch.Generator().manual_seed(1)
-    values = torch.tensor([0.5, 0.3, 0.15, 0.05]).log()
-    return torch.bincount(torch.tensor([sample(values, decoding, generator) for _ in range(n)]), minlength=4) / n
-
-
-@pytest.mark.parametrize(
-    ("changes", "wanted"),
-    [
-        ({}, [0.5, 0.3, 0.15, 0.05]),
-        ({"temperature": 0.5}, [0.6849, 0.2466, 0.0616, 0.0068]),
-        ({"top_k": 2}, [0.625, 0.375, 0, 0]),
-        ({"top_p": 0.9}, [0.5263, 0.3158, 0.1579, 0]),
-        ({"top_p": 0.01}, [1, 0, 0, 0]),
-        ({"temperature": 0.0}, [1, 0, 0, 0]),
-        ({"temperature": 5e-324}, [1, 0, 0, 0]),
-    ],
-)
-def test_draws_follow_the_distribution(changes, wanted):
-    shares = drawn_shares(replace(DecodingConfig(temperature=1.0), **changes))
-    assert shares.tolist() == pytest.approx(wanted, abs=0.04)
-    assert all(share == 0 for share, want in zip(shares.tolist(), wanted, strict=True) if want == 0)
+@pytest.mark.parametrize("changes", [{}, {"temperature": 1.0, "min_p": 0.05}], ids=["greedy", "drawn"])
+def test_the_penalty_counts_prompt_and_text_beyond_the_context_and_each_row_for_itself(model, changes):
+    decoding = replace(GREEDY, repetition_penalty=3.0, **changes)
+    together = generate_batch(model, PROMPTS, decoding=decoding, end_token=96)
+    alone = [generate(model, p, decoding=decoding, end_token=96, row=row) for row, p in enumerate(PROMPTS)]
+    assert together == alone
+    assert together == generate_batch(model, PROMPTS, decoding=decoding, end_token=96, use_cache=False)
+    assert together != generate_batch(model, PROMPTS, decoding=replace(decoding, repetition_penalty=1.0), end_token=96)
+    everything = replace(GREEDY, repetition_penalty=1e6, max_new_tokens=60)  # what was seen comes only when all was
+    long_prompt = list(range(30))
+    written = generate(model, long_prompt, decoding=everything, end_token=96)
+    positive = [token for token in written[:40] if token not in long_prompt]
+    assert len({*positive}) == len(positive) == 40

@@ -23,6 +23,7 @@ from gptmodel.errors import CheckpointError, DataError, NetworkError
 from gptmodel.generate import generate
 from gptmodel.model import GPT
 from gptmodel.pretrained import import_weights, load_pretrained
+from gptmodel.sampling import choices, penalize_repeated
 from gptmodel.tokenizer import data_files
 from gptmodel.weights import load_model, save_model
 
@@ -69,14 +70,56 @@ def worst(ours, theirs):
         return (ours(ids_BT) - theirs(ids_BT).logits).abs().max().item()
 
 
-def test_greedy_continuation_of_200_tokens_equals_transformers(theirs, saved):
+@pytest.mark.parametrize("penalty", [1.0, 1.3])
+def test_greedy_continuation_of_200_tokens_equals_transformers(theirs, saved, penalty):
     prompt = [7, 8, 9]
-    decoding = DecodingConfig(temperature=0.0, max_new_tokens=200, stop_at_end_token=False)
+    decoding = DecodingConfig(temperature=0.0, max_new_tokens=200, stop_at_end_token=False, repetition_penalty=penalty)
     ids_BT = torch.tensor([prompt])
     wanted = theirs.generate(ids_BT, attention_mask=torch.ones_like(ids_BT), max_new_tokens=200, do_sample=False,
-                             eos_token_id=None, pad_token_id=0)[0, 3:].tolist()  # fmt: skip
+                             repetition_penalty=penalty, eos_token_id=None, pad_token_id=0)[0, 3:].tolist()  # fmt: skip
     assert len(set(wanted)) > 20
     assert generate(load_pretrained(saved), prompt, decoding=decoding) == wanted
+
+
+def test_greedy_continuation_of_unequal_prompts_equals_transformers(theirs, saved):
+    prompts = [[7, 8, 9], [5], [40, 41, 42, 43, 44, 45]]
+    decoding = DecodingConfig(temperature=0.0, max_new_tokens=60, stop_at_end_token=False, repetition_penalty=1.2)
+    ids_BT = torch.tensor([[0] * (6 - len(p)) + p for p in prompts])
+    mask_BT = torch.tensor([[0] * (6 - len(p)) + [1] * len(p) for p in prompts])
+    wanted = theirs.generate(ids_BT, attention_mask=mask_BT, max_new_tokens=60, do_sample=False, eos_token_id=None,
+                             repetition_penalty=1.2, pad_token_id=0)[:, 6:].tolist()  # fmt: skip
+    assert len({*map(tuple, wanted)}) == 3
+    assert generate(load_pretrained(saved), prompts, decoding=decoding) == wanted
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        {"temperature": 0.7},
+        {"temperature": 1.5, "top_k": 40},
+        {"temperature": 1.5, "top_p": 0.6},
+        {"temperature": 2.0, "min_p": 0.05},
+        {"temperature": 1.7, "top_k": 60, "top_p": 0.8, "min_p": 0.02, "repetition_penalty": 1.4},
+    ],
+    ids=str,
+)
+def test_the_distribution_of_the_next_token_equals_that_of_transformers(theirs, asked):
+    """So the filters come in its order, whatever the numbers."""
+    ids_BT = torch.tensor([[7, 8, 9, 7, 100, 101]])
+    theirs_asked = {"top_k": 0, **asked}
+    done = theirs.generate(ids_BT, attention_mask=torch.ones_like(ids_BT), max_new_tokens=1, do_sample=True,
+                           output_scores=True, return_dict_in_generate=True, eos_token_id=None, pad_token_id=0,
+                           **theirs_asked)  # fmt: skip
+    wanted = torch.softmax(done.scores[0][0].double(), -1)
+    decoding = DecodingConfig(**asked)
+    with torch.no_grad():
+        logits_V = theirs(ids_BT).logits[0, -1]
+    seen_V = torch.zeros(len(logits_V), dtype=torch.bool)
+    seen_V[ids_BT[0]] = True
+    ids, probs = choices(penalize_repeated(logits_V, seen_V, decoding.repetition_penalty), decoding)
+    found = torch.zeros_like(wanted).index_put_((ids,), probs)
+    assert torch.equal(found > 0, wanted > 0)
+    torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-9)
 
 
 def test_sharded_weights_with_an_index(theirs, tmp_path):

@@ -167,6 +167,13 @@ def test_a_job_that_was_changed_after_the_training_is_refused(store: Store, fold
     job.write_text(whole.replace('"seed": 1337', '"seed": 1338'))
     with pytest.raises(ArtifactError, match=r"job.json and the manifest of .* differ in train.seed"):
         plan_reproduction(store, checkpoint, Wishes())
+    job.write_text(whole.replace('"min_p": 0.0', '"min_p": 0.5'))  # the manifest leaves this out: it came later
+    with pytest.raises(ArtifactError, match=r"differ in train.sample.min_p"):
+        plan_reproduction(store, checkpoint, Wishes())
+    earlier = json.loads(whole)
+    del earlier["config"]["train"]["sample"]["min_p"]
+    job.write_text(json.dumps(earlier))
+    assert training_config(store, checkpoint).train.sample.min_p == 0
     job.write_text("{")
     with pytest.raises(ArtifactError, match=r"job.json cannot be read"):
         plan_reproduction(store, checkpoint, Wishes())

@@ -7,15 +7,16 @@ from dataclasses import replace
 import pytest
 import torch
 
-from gptmodel.config import DecodingConfig, ModelConfig
+from gptmodel.config import DecodingConfig, EvaluateConfig, ModelConfig
 from gptmodel.errors import ConfigError
+from gptmodel.evaluation import draw_samples
 from gptmodel.generate import generate
 from gptmodel.model import GPT
 from gptmodel.tokenizer import gpt2
 from gptmodel.writing import _Row, continue_text, continue_texts, stream_texts
 
 DRAWN = DecodingConfig(temperature=1.0, max_new_tokens=40, stop_at_end_token=False, seed=5)
-PROMPTS = ["The harbour", "", "A much longer prompt than the others, to be padded"]
+PROMPTS = ("The harbour", "", "A much longer prompt than the others, to be padded")
 
 
 @pytest.fixture(scope="module")
@@ -48,6 +49,15 @@ def test_a_stop_text_ends_a_row_before_it_and_no_other(model: GPT) -> None:
     stop = next(free[0][at : at + 5] for at in range(20, 60) if all(free[0][at : at + 5] not in t for t in free[1:]))
     stopped = continue_texts(model, PROMPTS, replace(DRAWN, stop=("never in it", stop)))
     assert stopped == [free[0][: free[0].index(stop)], *free[1:]]
+
+
+def test_several_samples_of_a_prompt_are_drawn_apart_and_the_first_is_that_of_one(model: GPT) -> None:
+    config = EvaluateConfig(prompts=PROMPTS[:2], decodings=(DRAWN, replace(DRAWN, top_k=5)), samples_per_prompt=3)
+    samples = draw_samples(model, config)
+    assert len({sample["text"] for sample in samples}) == len(samples) == 12
+    assert [sample["prompt"] for sample in samples] == ["The harbour"] * 6 + [""] * 6
+    one = draw_samples(model, replace(config, samples_per_prompt=1))
+    assert samples[::3] == one
 
 
 def test_an_end_token_is_not_shown(model: GPT) -> None:

@@ -10,6 +10,10 @@ from pathlib import Path
 
 import pytest
 
+from gptmodel.config import DecodingConfig
+from gptmodel.weights import load_model
+from gptmodel.writing import continue_texts
+
 
 def gptflow(folder: Path, *words: str, text: str = "") -> subprocess.CompletedProcess[str]:
     env = {**os.environ, "PREFECT_HOME": str(folder / ".prefect"), "GPTFLOW_STORE": str(folder / "store")}
@@ -26,7 +30,7 @@ def gptflow(folder: Path, *words: str, text: str = "") -> subprocess.CompletedPr
         (["run", "--preset", "quikstart"], "no preset 'quikstart' (did you mean quickstart?)"),
         (["run", "--config", "none.yaml"], "cannot read config file none.yaml"),
         (["run", "--set", "model.n_head=5"], "n_embd 192 is not divisible by n_head 5"),
-        (["generate", "--temperature", "-1", "hello"], "temperature is -1.0"),
+        (["generate", "--temperature", "-1", "--min-p", "2", "hello"], "min_p is 2.0"),
         (["evaluate", "--nonsense"], "No such option"),
     ],
 )
@@ -61,13 +65,28 @@ def test_pretrain_then_generate_in_a_fresh_folder(tmp_path: Path, tiny_sets: lis
     assert told["model"]["summary"]["step"] == 12
     assert (tmp_path / "mlflow.db").exists(), "plain `mlflow ui` in the folder shows the run"
     name = told["model"]["fingerprint"][:8]
-    greedy = ["--temperature", "0", "--max-new-tokens", "5"]
-    one = gptflow(tmp_path, "generate", "--model", name, *greedy, text="The mill")
-    several = gptflow(tmp_path, "generate", *greedy, "--samples", "2", "--json", "The mill", "A clerk")
+    drawn = "--temperature 1.2 --top-k 99 --top-p 0.95 --min-p 0.001 --repetition-penalty 1.3 --past-end-token --seed 3"
+    drawn += " --max-new-tokens 5 --stop zebra"
+    one = gptflow(tmp_path, "generate", "--model", name, *drawn.split(), text="The mill")
+    several = gptflow(tmp_path, "generate", *drawn.split(), "--samples", "2", "--json", "The mill", "A clerk")
     assert (one.returncode, several.returncode) == (0, 0)
     texts = [row["prompt"] + row["text"] for row in json.loads(several.stdout)["texts"]]
     assert [text[:7] for text in texts] == ["The mil", "The mil", "A clerk", "A clerk"]
-    assert one.stdout.rstrip("\n") == texts[0] == texts[1]
+    assert one.stdout.rstrip("\n") == texts[0] != texts[1]
+    asked = DecodingConfig(
+        temperature=1.2,
+        top_k=99,
+        top_p=0.95,
+        min_p=0.001,
+        repetition_penalty=1.3,
+        stop_at_end_token=False,
+        seed=3,
+        max_new_tokens=5,
+        stop=("zebra",),
+    )
+    prompts = ["The mill", "The mill", "A clerk", "A clerk"]
+    written = continue_texts(load_model(Path(told["model"]["path"])), prompts, asked)
+    assert texts == [prompt + text for prompt, text in zip(prompts, written, strict=True)]
     exported = gptflow(tmp_path, "export", name, "--to", "out", "--json")
     assert {"config.json", "model.safetensors", "vocab.json", "merges.txt"} <= {*json.loads(exported.stdout)["files"]}
 

@@ -104,6 +104,7 @@ def test_prompts_are_continued_as_the_settings_say(served: str, weights: Any) ->
     for params in (
         {"temperature": 0.0, "max_new_tokens": 5},
         {"temperature": 1.0, "top_k": 50, "top_p": 0.9, "seed": 3, "max_new_tokens": 12, "stop_at_end_token": False},
+        {"temperature": 1.5, "min_p": 0.05, "repetition_penalty": 1.7, "max_new_tokens": 12},
         {},
     ):
         status, rows = ask(served, PROMPTS, **params)
