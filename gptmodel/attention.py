@@ -41,10 +41,7 @@ class _CausalAttention(torch.autograd.Function):
             kept = []
             for queries, keys in _blocks(T):
                 scores_NQK = q_NTD[:, queries] @ k_NTD[:, keys].transpose(1, 2)
-                future_QQ = torch.ones(2 * [queries.stop - queries.start], dtype=torch.bool, device=y_BHTD.device).triu(
-                    1
-                )
-                scores_NQK[:, :, queries].masked_fill_(future_QQ, -torch.inf)
+                scores_NQK[:, :, queries].masked_fill_(_future(queries, y_BHTD.device), -torch.inf)
                 kept.append(torch.softmax(scores_NQK, dim=-1))
                 y_BHTD[:, :, queries] = (kept[-1] @ v_NTD[:, keys]).view(B, n_head, -1, D)
         ctx.save_for_backward(q_NTD, k_NTD, v_NTD, *kept)
