@@ -449,6 +449,45 @@ class EvaluateConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class BenchmarkConfig:
+    """Standard tasks through EleutherAI's harness."""
+
+    __pydantic_config__: ClassVar[Any] = _STRICT
+
+    tasks: tuple[str, ...] = ("speeches",)
+    """Tasks, groups or tags of the harness, or patterns such as `blimp_*`."""
+    limit: int = 0
+    """Only the first documents of each task, as many as this; 0 is all."""
+    fewshot: int | None = None
+    """Worked examples before each question; left out, what each task says."""
+    include_path: str = ""
+    """A directory with tasks of your own, as the harness reads them."""
+    gen_kwargs: str = ""
+    """Overrides how tasks decode: `temperature=0.8,max_gen_toks=64`."""
+    seed: int = 0
+    """Seed of what is sampled. Examples are drawn with the harness's own seed, as in published figures."""
+    bootstrap_iters: int = 1_000
+    """Resamples for the standard error of metrics that have no formula for it."""
+    batch_size: int = 8
+    """Requests answered at once."""
+
+    EXECUTION: ClassVar[frozenset[str]] = frozenset({"batch_size"})
+
+    def __post_init__(self) -> None:
+        _check(
+            self,
+            [
+                (not self.tasks, "tasks names none; give at least one, such as speeches"),
+                (self.limit < 0, f"limit is {self.limit}; use 0 for all, or a positive number"),
+                ((self.fewshot or 0) < 0, f"fewshot is {self.fewshot}; give 0 or more"),
+                (self.batch_size < 1, f"batch_size is {self.batch_size}; give at least 1"),
+                (self.bootstrap_iters < 0, f"bootstrap_iters is {self.bootstrap_iters}; use 0 for none, or more"),
+                (not 0 <= self.seed < 2**63, f"seed is {self.seed}; give a whole number from 0 up to 2^63 - 1"),
+            ],
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
 class PipelineConfig:
     """The whole chain: text, shards, model, training, evaluation."""
 
