@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from flows.benchmark_command import benchmark
 from flows.card_command import card
 from flows.compare_commands import diff, reproduce
 from flows.doctor_command import doctor
@@ -168,6 +169,7 @@ def generate(prompt: tuple[str, ...], model: str, samples: int, as_json: bool, *
     write([text for text in prompts for _ in range(samples)], model, settings, as_json=as_json)
 
 
+cli.add_command(benchmark)
 cli.add_command(diff)
 cli.add_command(doctor)
 cli.add_command(export)

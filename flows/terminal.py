@@ -51,12 +51,27 @@ def show(artifacts: dict[str, Artifact]) -> None:
                 table.add_row(f"  {name.replace('_', ' ')}", _number(artifact.summary[name]))
         table.add_row("  directory", str(artifact.path))
         console.print(table)
+        if artifact.kind == "benchmark":
+            console.print(_benchmark_table(artifact))
     for sample in [s for a in artifacts.values() if a.kind == "evaluation" for s in a.summary["samples"]][1:2]:
         console.print(f"\n[bold]A sample[/bold] ({sample['decoding']})")
         console.print(f"  [bold]{escape(sample['prompt'])}[/bold]{escape(sample['text'])}")
     if "model" in artifacts:
         console.print(f"\nLet it write:  .venv/bin/gptflow generate --model {artifacts['model'].label} 'My fellow'")
     console.print(_how_to_see())
+
+
+def _benchmark_table(artifact: Artifact) -> Table:
+    of = f", the first {limit:,} documents of each" if (limit := artifact.summary["limit"]) else ""
+    table = Table(box=None, title=f"\n[bold]Tasks[/bold] ({artifact.summary['harness']}{of})", title_justify="left")
+    table.add_column("  task", no_wrap=True)
+    table.add_column("metric", no_wrap=True)
+    table.add_column("value", justify="right")
+    table.add_column("std. error", justify="right")
+    for row in artifact.summary["figures"]:
+        error = "" if row["stderr"] is None else f"± {_number(row['stderr'])}"
+        table.add_row(f"  {row['task']}", row["metric"], _number(row["value"]), error)
+    return table
 
 
 def _how_to_see() -> str:

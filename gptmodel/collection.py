@@ -24,6 +24,7 @@ from gptmodel.artifacts import MANIFEST, REQUEST_FILE, Store
 from gptmodel.corpus import DOWNLOADS, SOURCES
 from gptmodel.errors import ArtifactError
 from gptmodel.freshstore import ROOM
+from gptmodel.lineage_graph import JUDGEMENTS
 from gptmodel.manifests import NAME_CHARS, SCRATCH, Ref
 from gptmodel.pins import BUILDING, pins
 from gptmodel.pretraining import RUNS
@@ -94,7 +95,7 @@ def plan(store: Store, rules: Rules, wanted: Mapping[str, str], *, clear: bool =
             continue
         _keep(found, by_label, [(item.label, why), *((label, use) for label in item.inputs)])
     for node in nodes:  # a kept model's evaluations, with the shards that they were made on
-        if node.label.startswith("evaluation/"):
+        if node.path.parent.name in JUDGEMENTS:
             judged = [ref.label for ref in _refs(node) if ref.kind in MODELS and ref.label in found.kept]
             _keep(found, by_label, [(node.label, f"judges {label}") for label in judged[:1]])
     found.doomed = [_item(store, node) for node in reversed(nodes) if node.label not in found.kept]

@@ -60,6 +60,9 @@ def about(node: Node) -> str:
     if kind == "evaluation":
         model = next((ref.label for ref in node.manifest.request.inputs if ref.kind in MODELS), "?")
         return f"{model} on {told.get('split', '?')!s:.20}: loss {_figure(told, 'loss')}"
+    if kind == "benchmark":
+        model = next((ref.label for ref in node.manifest.request.inputs if ref.kind in MODELS), "?")
+        return f"{model} on {', '.join(map(str, told.get('tasks') or '?')):.60}"
     return ""
 
 

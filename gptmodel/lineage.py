@@ -15,7 +15,7 @@ from pathlib import Path
 
 from gptmodel.artifacts import MANIFEST, Artifact, Ref, Store
 from gptmodel.errors import ArtifactError
-from gptmodel.lineage_graph import FIGURES, MODELS, Graph, Node, figures_of, in_order, source_node
+from gptmodel.lineage_graph import FIGURES, JUDGEMENTS, MODELS, Graph, Node, figures_of, in_order, source_node
 from gptmodel.manifests import NAME_CHARS, read_manifest
 
 log = logging.getLogger(__name__)
@@ -112,7 +112,7 @@ class Lineage:
     def around(self, ref: Ref) -> Graph:
         """All that it was made from; for a model its evaluations too, and what those were made from."""
         focus, made = self._focus(ref)
-        hanging = [a for a in self._products(ref) if a.kind == "evaluation"] if focus.kind in MODELS else []
+        hanging = [a for a in self._products(ref) if a.kind in JUDGEMENTS] if focus.kind in MODELS else []
         nodes, edges = {focus.id: focus}, dict[tuple[str, str], None]()
         for artifact in hanging:
             nodes[artifact.label] = self._node(artifact)

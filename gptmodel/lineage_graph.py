@@ -9,14 +9,17 @@ from typing import Any
 
 from gptmodel.artifacts import NAME_CHARS, Artifact, Ref
 
-ORDER = ("source", "corpus", "weights", "shards", "checkpoint", "evaluation", "version")
+ORDER = ("source", "corpus", "weights", "shards", "checkpoint", "evaluation", "benchmark", "version")
 MODELS = ("checkpoint", "weights")
+JUDGEMENTS = ("evaluation", "benchmark")
+"""What is made of a model to judge it; its first input is the model."""
 FIGURES = {
     "corpus": ("documents", "train_documents", "validation_documents", "duplicates_dropped"),
     "shards": ("train_tokens", "validation_tokens", "shards"),
     "weights": ("n_params", "dtype"),
     "checkpoint": ("step", "best_step", "tokens", "train_loss", "best_validation_loss", "best_validation_perplexity"),
     "evaluation": ("split", "loss", "perplexity", "bits_per_byte", "tokens"),
+    "benchmark": ("harness", "tasks", "limit"),
 }
 _ORIGIN = ("package", "version", "dataset", "name", "revision", "split", "urls", "paths", "files")
 

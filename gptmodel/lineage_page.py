@@ -23,6 +23,7 @@ _COLOURS = {
     "shards": "#009e73",
     "checkpoint": "#e69f00",
     "evaluation": "#cc79a7",
+    "benchmark": "#d55e00",
     "version": "#f0e442",
 }
 _BOX, _LINE, _PAD, _STRIPE = 184, 16, 9, 6  # pixels

@@ -17,6 +17,7 @@ from pathlib import Path
 from gptmodel.artifacts import Artifact, Store, has_manifest, is_link
 from gptmodel.errors import ArtifactError
 from gptmodel.hashing import Hashed, hash_files
+from gptmodel.lineage_graph import JUDGEMENTS
 from gptmodel.manifests import MANIFEST, NAME_CHARS, SCRATCH, Manifest, Ref, read_manifest, regular_file
 from gptmodel.provenance import FOLDER as PROVENANCE
 
@@ -130,7 +131,7 @@ def with_evaluations(store: Store, target: Path) -> list[Path]:
     if node.manifest is None or node.manifest.request.kind not in MODELS:
         return found
     wanted = {node.manifest.request.fingerprint, node.manifest.digest}
-    for path in store.directories("evaluation"):
+    for path in (path for kind in JUDGEMENTS for path in store.directories(kind)):
         other = read_node(path)
         if other.manifest is None or any({r.fingerprint, r.digest} & wanted for r in other.manifest.request.inputs):
             found.append(path)  # one that cannot be read may be of this model

@@ -19,6 +19,7 @@ from mlflow.exceptions import MlflowException
 from gptmodel.artifacts import MANIFEST, Store
 from gptmodel.errors import TrackingError, first_line
 from gptmodel.hashing import hash_files
+from gptmodel.lineage_graph import JUDGEMENTS
 from gptmodel.manifests import Manifest
 from gptmodel.pretraining import RUNS
 from gptmodel.verification import MODELS, Difference, Node
@@ -52,8 +53,8 @@ def compare(store: Store, nodes: Iterable[Node], notes: list[str], known_there: 
             if _kind(node) in MODELS:
                 yield from _compare_model(store, node, known, notes, known_there)
         for node in known.values():
-            if _kind(node) == "evaluation":
-                yield from _compare_evaluation(store, node, notes, known_there)
+            if _kind(node) in JUDGEMENTS:
+                yield from _compare_judgement(store, node, notes, known_there)
     except FAILURES as error:
         raise TrackingError(f"MLflow stopped answering ({first_line(error)})") from None
 
@@ -187,10 +188,10 @@ def _compare_registry(run: Run, node: Node, notes: list[str]) -> Iterator[Differ
                 yield Difference(name, "", f"tag {tag}", value, str(found))
 
 
-def _compare_evaluation(store: Store, node: Node, notes: list[str], known_there: list[str]) -> Iterator[Difference]:
+def _compare_judgement(store: Store, node: Node, notes: list[str], known_there: list[str]) -> Iterator[Difference]:
     refs = [ref for ref in _manifest(node).request.inputs if ref.kind in MODELS]
     run = find_run_of(store, refs[0].fingerprint) if refs else None
-    tag = f"gptflow.evaluation.{node.path.name}"
+    tag = f"gptflow.{_kind(node)}.{node.path.name}"
     if run is None or tag not in run.data.tags:
         notes.append(f"MLflow was not told of {node.label} yet; `gptflow sync` tells it")
         return
@@ -199,10 +200,10 @@ def _compare_evaluation(store: Store, node: Node, notes: list[str], known_there:
     if run.data.tags[tag] != expected:
         yield Difference(name, "", f"tag {tag}", expected, run.data.tags[tag])
     files = {entry.name: entry.sha256 for entry in _manifest(node).files}
-    wanted = {"evaluation.json": files.get("evaluation.json"), "documents.parquet": files.get("documents.parquet")}
+    wanted = {name: files.get(name) for name in ("evaluation.json", "documents.parquet", "results.json")}
     with tempfile.TemporaryDirectory(prefix="gptflow-verify-") as folder:
         for file, digest in {**wanted, MANIFEST: _manifest(node).stated[3]}.items():
-            where = f"evaluation/{node.path.name}/{file}"
+            where = f"{_kind(node)}/{node.path.name}/{file}"
             if digest is not None:
                 yield from _compare_file(name, run.info.artifact_uri, where, digest, Path(folder))
 

@@ -36,7 +36,7 @@ _SEND_SECONDS = 2.0
 FLUSH_SECONDS = 15.0
 """How long the end of a step waits for MLflow to take the rest; twice for a training: its numbers, then its model."""
 _MARGIN = 100  # points read again at a difference: the server sorts by time, and a clock may have been set back
-_NOT_OURS = ("system/", "evaluation/")
+_NOT_OURS = ("system/", "evaluation/", "benchmark/")
 logging.getLogger("mlflow.system_metrics").setLevel(logging.ERROR)  # a server that is away is told once, by us
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
@@ -16,6 +17,7 @@ from mlflow.entities import LoggedModel, LoggedModelOutput, LoggedModelStatus, M
 from mlflow.utils.mlflow_tags import MLFLOW_LOGGED_ARTIFACTS
 
 from gptmodel.artifacts import MANIFEST, Artifact, Store
+from gptmodel.judging.benchmark import RESULTS
 from gptmodel.judging.surprisal import passages_of
 from gptmodel.judging.surprisal_page import surprisal_page
 from gptmodel.lineage import Lineage, artifact_of
@@ -31,6 +33,7 @@ from tasks.tracking import FINGERPRINT_TAG, client, dataset_input, set_tags
 
 log = logging.getLogger(__name__)
 _RUN_TAG = "gptflow.run"
+_BATCH = 500  # metrics in one call; MLflow takes 1,000
 
 
 def record_model(
@@ -128,8 +131,8 @@ def _register(run_id: str, logged: LoggedModel, model: Artifact, name: str) -> s
 
 
 def evaluation_tag(evaluation: Artifact) -> str:
-    """The tag of a run that holds the evaluation; its value is the evaluation's digest."""
-    return f"gptflow.evaluation.{evaluation.path.name}"
+    """The tag of a run that holds the evaluation or benchmark; its value is that one's digest."""
+    return f"gptflow.{evaluation.kind}.{evaluation.path.name}"
 
 
 def _folder(evaluation: Artifact) -> str:
@@ -176,6 +179,41 @@ def record_evaluation(run: Run, evaluation: Artifact, shards: Artifact) -> None:
         client().log_text(run_id, surprisal_page(passages, model.label, model.digest), surprisal_place(evaluation))
     _record_lineage(run_id, model)
     set_tags(run_id, {evaluation_tag(evaluation): evaluation.digest})
+
+
+def record_benchmark(run: Run, made: Artifact) -> None:
+    """Log a benchmark to its model's run, once: metrics with their errors, a table with versions, and the results.
+
+    `benchmark/hellaswag/acc` is of the whole task as it comes; what was asked otherwise stands in the name, as in
+    `benchmark/hellaswag 5-shot first 100/acc`: figures of one name can be compared.
+    """
+    run_id = run.info.run_id
+    if run.data.tags.get(evaluation_tag(made)) == made.digest:
+        return
+    finished, rows = _finished_ms(made), made.summary["figures"]
+    metrics = [
+        Metric(_metric_name(row, made.request.config) + part, value, finished, 0, run_id=run_id)
+        for row in rows
+        for part, value in (("", row["value"]), (" stderr", row["stderr"]))
+        if value is not None
+    ]
+    for start in range(0, len(metrics), _BATCH):
+        wanted = metrics[start : start + _BATCH]
+        client().log_batch(run_id, metrics=[metric for metric in wanted if not _is_there(run_id, metric)])
+    where = f"benchmark/{made.path.name}"
+    for name in (RESULTS, MANIFEST):
+        client().log_artifact(run_id, str(made.path / name), where)
+    _log_table(run, [{**row, "harness": made.summary["harness"]} for row in rows], f"{where}/figures.json")
+    _record_lineage(run_id, artifact_of(Store(made.path.parent.parent), made.request.inputs[0]))
+    set_tags(run_id, {evaluation_tag(made): made.digest, "gptflow.harness": made.summary["harness"]})
+
+
+def _metric_name(row: dict[str, Any], asked: dict[str, Any]) -> str:
+    """With no character that MLflow does not take."""
+    said = [f"{row['fewshot']}-shot"] if asked["fewshot"] is not None else []
+    said += [f"first {asked['limit']}"] if asked["limit"] else []
+    said += [asked["gen_kwargs"]] if asked["gen_kwargs"] else []
+    return re.sub(r"[^\w\-./ ]", "", f"benchmark/{' '.join([row['task'], *said])}/{row['metric']}")
 
 
 def _finished_ms(artifact: Artifact) -> int:

@@ -13,13 +13,15 @@ from mlflow.entities import Run
 
 from gptmodel.artifacts import MANIFEST, Artifact, Store, load_artifact
 from gptmodel.errors import LockHeldError, LockLostError, first_line
+from gptmodel.judging.benchmark import KIND as BENCHMARK
 from gptmodel.lineage import artifact_of, chain_of
+from gptmodel.lineage_graph import JUDGEMENTS
 from gptmodel.locks import Hold, exclusive
 from gptmodel.pretraining import RUNS, run_dir_of
 from tasks.carding import CARD_TAG, record_card
 from tasks.cards import CARD_FILE, Card, load_card, model_card, save_card
 from tasks.feed import FLUSH_SECONDS, LOCK_FILE, METRICS_FILE, Feed, noted_state
-from tasks.recording import evaluation_tag, record_evaluation, record_model
+from tasks.recording import evaluation_tag, record_benchmark, record_evaluation, record_model
 from tasks.tracking import COMPLETE_TAG, FAILURES, bounded, client, set_status, set_tags
 
 log = logging.getLogger(__name__)
@@ -40,7 +42,7 @@ class Outcome:
 def sync_store(store: Store) -> Iterator[Outcome]:
     """Send what MLflow lacks of every run, model and evaluation of the store. Ends early if MLflow is out of reach."""
     runs = [card.parent for card in sorted((store.root / RUNS).glob(f"*/{CARD_FILE}"))]
-    evaluations = [m.parent for m in sorted((store.root / "evaluation").glob(f"[!.]*/{MANIFEST}"))]
+    evaluations = [m.parent for kind in JUDGEMENTS for m in sorted((store.root / kind).glob(f"[!.]*/{MANIFEST}"))]
     for path in (*runs, *evaluations):
         label = f"{path.parent.name.replace(RUNS, 'run')}/{path.name}"
         try:
@@ -99,8 +101,8 @@ def _sync_run(store: Store, run_dir: Path, card: Card, hold: Hold) -> tuple[Outc
 
 
 def sync_evaluation(store: Store, evaluation: Artifact) -> Outcome:
-    """An evaluation, after the run of the model that it judges."""
-    model, shards = (artifact_of(store, evaluation.request.inputs[number]) for number in (0, 1))
+    """An evaluation or a benchmark, after the run of the model that it judges."""
+    model = artifact_of(store, evaluation.request.inputs[0])
     run_dir = run_dir_of(store, model.fingerprint)
     name, chain = f"{model.kind}-{model.path.name[:8]}", chain_of(store, model)
     save_card(run_dir, model_card(model, name, register=False, chain=chain), anew=False)
@@ -111,7 +113,10 @@ def sync_evaluation(store: Store, evaluation: Artifact) -> Outcome:
             return Outcome(evaluation.label, "current")
         hold.check()
         record_card(store, run, model)  # before the tag that says that this evaluation is told
-        record_evaluation(run, evaluation, shards)
+        if evaluation.kind == BENCHMARK:
+            record_benchmark(run, evaluation)
+        else:
+            record_evaluation(run, evaluation, artifact_of(store, evaluation.request.inputs[1]))
     return Outcome(evaluation.label, "sent")
 
 

@@ -103,7 +103,8 @@ def _build(
     for settings in results.get("configs", {}).values():
         settings.pop("dataset_kwargs", None)  # may hold a path
     write_atomic(directory / RESULTS, json.dumps({**results, **asked}, indent=2, ensure_ascii=False) + "\n")
-    return {"harness": asked["harness"], "limit": asked["limit"], "figures": figures_of(results, asked["tasks"])}
+    figures = figures_of(results, asked["tasks"])
+    return {"harness": asked["harness"], "tasks": asked["asked"], "limit": asked["limit"], "figures": figures}
 
 
 def _file_name(task: str) -> str:

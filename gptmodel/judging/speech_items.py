@@ -65,7 +65,7 @@ def continuation_items() -> list[dict[str, Any]]:
         cut = [(" ".join(parts[:-1]), parts[-1]) for parts in map(sentences, passages(text)) if len(parts) > 2]
         fitting = [(before, end) for before, end in cut if len(end.split()) in _ANSWER_WORDS]
         ends += [(number, name, before, end) for before, end in _spread(fitting)]
-    items = []
+    items: list[dict[str, Any]] = []
     for number, name, before, end in ends:
         others = [other for other in ends if 0 < abs(other[0] - number) <= _NEIGHBOURS]
         others.sort(key=lambda other: (abs(len(other[3]) - len(end)), other[1], other[3]))

@@ -32,6 +32,8 @@ def gptflow(folder: Path, *words: str, text: str = "") -> subprocess.CompletedPr
         (["run", "--set", "model.n_head=5"], "n_embd 192 is not divisible by n_head 5"),
         (["generate", "--temperature", "-1", "--min-p", "2", "hello"], "min_p is 2.0"),
         (["evaluate", "--nonsense"], "No such option"),
+        (["benchmark"], "the package lm-eval is not installed; install it: .venv/bin/python -m pip install"),
+        (["benchmark", "--tasks", ",", "--limit", "-1"], "limit is -1"),
     ],
 )
 def test_wrong_settings_end_with_2_before_anything_starts(tmp_path: Path, words: list[str], message: str) -> None:
@@ -43,7 +45,7 @@ def test_wrong_settings_end_with_2_before_anything_starts(tmp_path: Path, words:
 
 
 def test_every_command_has_help(tmp_path: Path) -> None:
-    commands = "run prepare pretrain evaluate import export generate"
+    commands = "run prepare pretrain evaluate benchmark import export generate"
     commands += " verify lineage reproduce trace diff card store sync surprise"
     for command in commands.split():
         done = gptflow(tmp_path, command, "--help")

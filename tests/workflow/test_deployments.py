@@ -34,6 +34,7 @@ def test_the_promised_deployments_are_there() -> None:
         "prepare-data/quickstart",
         "pretrain/gpt2-124m",
         "evaluate/newest",
+        "benchmark/newest",
         "import-weights/gpt2",
         "reproduce/newest",
     }

@@ -1,0 +1,54 @@
+"""Model -> figures on standard tasks."""
+
+from __future__ import annotations
+
+from prefect import flow
+
+from gptmodel.artifacts import Artifact, find_model, open_store
+from gptmodel.config import BenchmarkConfig
+from gptmodel.judging.benchmark import check_installed
+from tasks.benchmarking import benchmark_model
+from tasks.holding import hold, holding
+
+
+@flow(name="benchmark", flow_run_name="benchmark {model}")
+def benchmark(
+    model: str = "",
+    tasks: tuple[str, ...] = ("speeches",),
+    limit: int = 0,
+    fewshot: int | None = None,
+    include_path: str = "",
+    gen_kwargs: str = "",
+    seed: int = 0,
+    bootstrap_iters: int = 1_000,
+    batch_size: int = 8,
+    wait: bool = False,
+) -> dict[str, Artifact]:
+    """Run standard tasks through EleutherAI's harness (the package lm-eval) on any checkpoint or imported weights.
+
+    Args:
+        model: A checkpoint or weights of the store, such as `checkpoint/1f2e3d4c`; left out, the newest checkpoint.
+        tasks: Tasks, groups or tags of the harness, or patterns; `speeches` ships with this project.
+        limit: Only the first documents of each task; 0 is all.
+        fewshot: Worked examples before each question; left out, what each task says.
+        include_path: A directory with tasks of your own.
+        gen_kwargs: Overrides how tasks decode, such as `temperature=0.8,max_gen_toks=64`.
+        seed: Seed of what is sampled.
+        bootstrap_iters: Resamples for the standard error of metrics that have no formula for it.
+        batch_size: Requests answered at once.
+        wait: Wait for another run that makes the same, instead of refusing.
+    """
+    check_installed()
+    config = BenchmarkConfig(
+        tasks=tuple(tasks),
+        limit=limit,
+        fewshot=fewshot,
+        include_path=include_path,
+        gen_kwargs=gen_kwargs,
+        seed=seed,
+        bootstrap_iters=bootstrap_iters,
+        batch_size=batch_size,
+    )
+    with holding():
+        judged = hold(find_model(open_store(), model))
+        return {"model": judged, "benchmark": benchmark_model(judged, config, wait)}
