@@ -6,7 +6,7 @@ Every setting that would change the computation is either taken over or refused 
 
 from __future__ import annotations
 
-import logging
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -29,8 +29,6 @@ from gptmodel.weights import (
     read_json,
     shapes_of,
 )
-
-log = logging.getLogger(__name__)
 
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
@@ -73,21 +71,34 @@ _FIXED: dict[str, Any] = {
     "is_encoder_decoder": False,
 }
 _UNSET = ("quantization_config", "pruned_heads", "auto_map")  # must be absent or empty
-# settings of their tooling, of generation, or of heads that this model does not have
+# What no logit depends on. Any other setting is refused, whatever its value: what it would change is not known here.
 _WITHOUT_EFFECT = {
-    *(
-        "architectures",
-        "transformers_version",
-        "torch_dtype",
-        "dtype",
-        "use_cache",
-        "initializer_range",
-        "_name_or_path",
-    ),
-    *("bos_token_id", "eos_token_id", "pad_token_id", "task_specific_params", "n_ctx", "gradient_checkpointing"),
-    *("output_hidden_states", "output_attentions", "output_past", "return_dict", "chunk_size_feed_forward"),
-    *("id2label", "label2id", "problem_type", "is_decoder", "finetuning_task", "tokenizer_class"),
+    # of their tooling: where the file came from, number formats in memory, which kernel does the same sum
+    *("architectures", "transformers_version", "_name_or_path", "tokenizer_class", "torch_dtype", "dtype"),
+    *("use_cache", "gradient_checkpointing", "torchscript", "use_bfloat16", "tf_legacy_loss", "transformers.js_config"),
+    *("output_hidden_states", "output_attentions", "output_past", "return_dict", "use_return_dict"),
+    *("_attn_implementation", "attn_implementation", "_attn_implementation_autoset", "_commit_hash"),
+    # of GPT-2's past and of other kinds of model, read by nothing in GPT-2
+    *("n_ctx", "chunk_size_feed_forward", "is_decoder", "cross_attention_hidden_size", "tie_encoder_decoder"),
+    *("decoder_start_token_id", "sep_token_id", "prefix"),
+    # of the first weights, of training for other tasks, and of heads that this model does not have
+    *("initializer_range", "task_specific_params", "finetuning_task", "problem_type"),
+    *("id2label", "label2id", "num_labels", "_num_labels", "classifier_dropout"),
     *("summary_type", "summary_use_proj", "summary_activation", "summary_proj_to_labels", "summary_first_dropout"),
+    # of generation: older versions wrote them all into config.json
+    *("bos_token_id", "eos_token_id", "pad_token_id", "max_length", "min_length", "do_sample", "early_stopping"),
+    *("num_beams", "num_beam_groups", "diversity_penalty", "temperature", "top_k", "top_p", "typical_p"),
+    *("repetition_penalty", "length_penalty", "no_repeat_ngram_size", "encoder_no_repeat_ngram_size"),
+    *("bad_words_ids", "num_return_sequences", "output_scores", "return_dict_in_generate", "forced_bos_token_id"),
+    *("forced_eos_token_id", "remove_invalid_values", "exponential_decay_length_penalty", "suppress_tokens"),
+    "begin_suppress_tokens",
+}
+# transformers takes these for the same settings, and the later one in the file wins: two that differ are no one model
+_OTHER_NAMES = {
+    "n_embd": "hidden_size",
+    "n_positions": "max_position_embeddings",
+    "n_head": "num_attention_heads",
+    "n_layer": "num_hidden_layers",
 }
 
 
@@ -183,12 +194,9 @@ def to_model_config(raw: dict[str, Any], where: str) -> ModelConfig:
     dropouts = {name: raw.get(name, 0.1) for name in _DROPOUTS}
     if len({*map(str, dropouts.values())}) > 1:
         problems.append(f"{dropouts} differ, and there is one dropout here; set them equal in a copy of the file")
+    problems += _unknown(raw)
     if problems:
         raise DataError(f"{where}: {'; '.join(problems)}")
-    known = {*_SIZES, *_DROPOUTS, *_FIXED, *_UNSET, *_WITHOUT_EFFECT}
-    known |= {"model_type", "activation_function", "n_inner", "layer_norm_epsilon"}
-    if unknown := sorted({*raw} - known):
-        log.warning("%s: settings not known to GPT-2 are left out: %s", where, ", ".join(unknown))
     ours = {ours: raw[theirs] for theirs, ours in _SIZES.items()}
     ours |= {"activation": _ACTIVATIONS[activation], "dropout": dropouts["resid_pdrop"]}
     ours |= {"layer_norm_eps": raw.get("layer_norm_epsilon", 1e-5)}
@@ -196,6 +204,18 @@ def to_model_config(raw: dict[str, Any], where: str) -> ModelConfig:
         return parse_config(ours, ModelConfig)
     except ConfigError as error:
         raise DataError(f"{where}: {'; '.join(error.problems)}") from None
+
+
+def _unknown(raw: dict[str, Any]) -> Iterator[str]:
+    """Settings that GPT-2 does not have, or has under another name with another value; null is as good as absent."""
+    for name, other in _OTHER_NAMES.items():
+        if raw.get(other) not in (None, raw.get(name)):
+            yield f"{other} is {raw[other]!r}, and {name}, the same, is {raw.get(name)!r}"
+    known = {*_SIZES, *_DROPOUTS, *_FIXED, *_UNSET, *_WITHOUT_EFFECT, *_OTHER_NAMES.values()}
+    known |= {"model_type", "activation_function", "n_inner", "layer_norm_epsilon"}
+    if unknown := {name: raw[name] for name in sorted(raw) if name not in known and raw[name] is not None}:
+        told = ", ".join(f"{name} ({str(value)[:40]})" for name, value in unknown.items())
+        yield f"not known to GPT-2: {told}; what does not change the logits may be taken out of a copy of the file"
 
 
 def _bare(key: str) -> str:
