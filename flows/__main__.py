@@ -221,6 +221,15 @@ def _say_stopped(signum: int) -> int:
     return 128 + signum
 
 
+def _lost_server(error: Exception) -> str:
+    """What to say if Prefect's server is gone, so that its answer to a run that it carried could not be had."""
+    if "prefect" not in sys.modules:
+        return ""
+    from tasks.console import lost_server
+
+    return lost_server(error)
+
+
 def main() -> None:
     """Entry point: one line for each error; exit code 1 for a failure, 2 for a wrong setting, 128 + n for signal n."""
     signal.signal(signal.SIGTERM, _stop)
@@ -243,6 +252,11 @@ def main() -> None:
     except GptflowError as error:
         click.echo(f"gptflow: {error}", err=True)
         sys.exit(error.exit_code)
+    except Exception as error:
+        if not (told := _lost_server(error)):
+            raise
+        click.echo(f"gptflow: {told}", err=True)
+        sys.exit(1)
 
 
 if __name__ == "__main__":

@@ -13,11 +13,13 @@ import click
 if TYPE_CHECKING:
     from gptmodel.artifacts import Artifact, Store
     from gptmodel.collection import Item, Plan
+    from gptmodel.errors import TrackingError
     from gptmodel.sweeping import Swept
     from gptmodel.verification import Difference, Report
 
 _BAR_AFTER = 2.0  # seconds
 _SHOWN = 12  # artifacts by name
+_NOTHING = "nothing to compare"
 
 
 @click.command()
@@ -41,7 +43,7 @@ def verify(name: str, everything: bool, sources: bool, mlflow: str, threads: int
     with it. Exit code 1 if anything differs.
     """
     from gptmodel.artifacts import open_store
-    from gptmodel.errors import ArtifactError
+    from gptmodel.errors import ArtifactError, TrackingError
     from gptmodel.verification import newest_checkpoint, store_around, verify, with_evaluations, without_manifest
     from tasks.naming import find_place
 
@@ -60,17 +62,20 @@ def verify(name: str, everything: bool, sources: bool, mlflow: str, threads: int
     with _Bar() as bar:
         report = verify(store, targets, sources=sources, threads=threads, progress=bar.update)
     report.notes += notes
-    state = "not asked" if mlflow == "off" else _ask_mlflow(store, report, required=mlflow == "required")
-    _tell(report, state, as_json=as_json)
+    state, trouble = ("not asked", None) if mlflow == "off" else _ask_mlflow(store, report)
+    if mlflow == "required" and trouble is None and state == _NOTHING:
+        chain = f"{report.nodes[-1]} and what it was made from" if report.nodes else store.root
+        trouble = TrackingError(f"MLflow knows nothing of {chain}, so nothing was compared; see `gptflow sync`")
+    failed = trouble if mlflow == "required" else None
+    _tell(report, state, ok=not report.differences and failed is None, as_json=as_json)
+    if failed is not None:  # last: what the files say stands above it
+        raise failed
     if report.differences:
         raise SystemExit(1)
 
 
-def _ask_mlflow(store: Store, report: Report, *, required: bool) -> str:
-    """Add what MLflow holds otherwise; agrees, differs, nothing to compare, or why it was not asked.
-
-    TrackingError, if it is `required`, where MLflow cannot be asked or knows nothing of these.
-    """
+def _ask_mlflow(store: Store, report: Report) -> tuple[str, TrackingError | None]:
+    """Add what MLflow holds otherwise; agrees, differs, nothing to compare, or why it was not asked, with the error."""
     from gptmodel.errors import TrackingError
     from gptmodel.verification import read_node
     from tasks.agreement import compare
@@ -80,24 +85,19 @@ def _ask_mlflow(store: Store, report: Report, *, required: bool) -> str:
     known_there: list[str] = []
     try:
         found += compare(store, nodes, report.notes, known_there)
-        if required and not known_there:
-            chain = f"{report.nodes[-1]} and what it was made from" if report.nodes else store.root
-            raise TrackingError(f"MLflow knows nothing of {chain}, so nothing was compared; see `gptflow sync`")
     except TrackingError as error:
-        if required:
-            raise
-        return f"not compared: {error}"
+        return f"not compared: {error}", error
     finally:
         report.differences += found
-    return "differs" if found else "agrees" if known_there else "nothing to compare"
+    return "differs" if found else "agrees" if known_there else _NOTHING, None
 
 
-def _tell(report: Report, mlflow: str, *, as_json: bool) -> None:
+def _tell(report: Report, mlflow: str, *, ok: bool, as_json: bool) -> None:
     speed = report.bytes / 1e9 / max(report.seconds, 1e-9)
     if as_json:
         found = [asdict(difference) for difference in report.differences]
         told = {
-            "ok": not found,
+            "ok": ok,
             "first": found[0] if found else None,
             "differences": found,
             "mlflow": mlflow,
@@ -268,13 +268,15 @@ def gc(keep_days: float, keep_newest: int, pins_only: bool, yes: bool, as_json: 
     Kept are registered models, pinned artifacts, what was made or reused lately, what a run is using, all that these
     these were made from, and the evaluations of kept models. A training that was stopped goes only when it is older
     than --keep-days, not pinned, and its run is not unfinished in MLflow (delete the run there to let it go). Temporary
-    stores that killed reproductions left go when they are older than --keep-days.
+    stores that killed reproductions left go when they are older than --keep-days, and so do patches, package lists and
+    lineage events of which nothing is left in the store; events that are still to be sent stay.
     """
     from gptmodel.artifacts import open_store
     from gptmodel.collection import Rules, plan
     from gptmodel.sweeping import sweep
+    from tasks.lineage_outbox import configured
 
-    there, rules = open_store(), Rules(keep_days, keep_newest)
+    there, rules = open_store(), Rules(keep_days, keep_newest, events_to_send=configured())
     found = plan(there, rules, {} if pins_only else _wanted(there))
     if not as_json:
         _show_plan(found)

@@ -235,12 +235,19 @@ class Store:
         return artifact
 
     def produce(
-        self, request: Request, build: Callable[[Path], dict[str, Any]], *, wait: bool = False, needed: int = 0
+        self,
+        request: Request,
+        build: Callable[[Path], dict[str, Any]],
+        *,
+        wait: bool = False,
+        needed: int = 0,
+        seal: Callable[[], dict[str, Any]] = dict,
     ) -> tuple[Artifact, bool]:
         """Return (artifact, reused): the one that is there, or the one that `build(directory)` makes.
 
         `build` fills the directory and returns the summary figures. What it leaves in the directory's `.work` is
-        scratch: it survives a failure and is dropped on publication. One process builds a request at a time; another
+        scratch: it survives a failure and is dropped on publication. `seal` is asked after it for what provenance is to
+        hold besides. One process builds a request at a time; another
         gets LockHeldError, or waits if `wait`. StorageError if the disk has not `needed` bytes free, less what an
         earlier attempt left, or cannot be written to; nothing is published then.
         """
@@ -259,7 +266,7 @@ class Store:
                 write_atomic(building / SCRATCH / REQUEST_FILE, json.dumps(asdict(request)))
                 started = provenance(self.root)
                 summary = build(building)
-                return self._publish(request, building, summary, started, hold.check), False
+                return self._publish(request, building, summary, {**started, **seal()}, hold.check), False
 
     def _reused(self, request: Request) -> Artifact | None:
         """The answer that is there, marked as used now: what is in use is not swept away as old."""

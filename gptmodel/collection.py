@@ -28,6 +28,7 @@ from gptmodel.lineage_graph import JUDGEMENTS
 from gptmodel.manifests import NAME_CHARS, SCRATCH, Ref
 from gptmodel.pins import BUILDING, pins
 from gptmodel.pretraining import RUNS
+from gptmodel.records import spent_events, unnamed_provenance
 from gptmodel.uses import in_use, is_held
 from gptmodel.verification import MODELS, Node, nodes_of
 
@@ -44,6 +45,8 @@ class Rules:
     """Keep all that was made or reused in the last so many days; 0 keeps nothing for its age."""
     keep_newest: int = 1
     """Keep the newest so many models."""
+    events_to_send: bool = False
+    """Whether lineage events that were never sent are still to be."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +55,7 @@ class Item:
 
     path: Path
     what: str
-    """artifact, building, set aside, reproduction, trash or download."""
+    """artifact, building, set aside, reproduction, trash, download or record."""
     label: str
     bytes: int
     used: float
@@ -104,6 +107,8 @@ def plan(store: Store, rules: Rules, wanted: Mapping[str, str], *, clear: bool =
     found.doomed += [i for i in reproductions(store) if i.used < before and _is_dropped(i)]
     needed = held | set(_needed_downloads(nodes, found.kept))
     found.doomed += [i for i in _downloads(store) if _is_idle(i, needed, before)]
+    if not held:  # a run that is at work names its code when it ends
+        found.doomed += [i for i in _records(store, nodes, found.kept, rules) if i.used < before]
     return found
 
 
@@ -236,6 +241,12 @@ def _is_dropped(item: Item) -> bool:
 def _downloads(store: Store) -> Iterator[Item]:
     for path in sorted((store.root / DOWNLOADS).glob("[!.]*")):
         yield Item(path, "download", f"{DOWNLOADS}/{path.name}", tree_bytes(path), _newest(path))
+
+
+def _records(store: Store, nodes: list[Node], kept: Mapping[str, str], rules: Rules) -> Iterator[Item]:
+    """What is kept beside the artifacts and named by none: see `gptmodel.records`."""
+    for path in (*unnamed_provenance(store, nodes), *spent_events(store, kept, to_send=rules.events_to_send)):
+        yield Item(path, "record", path.relative_to(store.root).as_posix(), tree_bytes(path), _mtime(path))
 
 
 def _is_idle(item: Item, needed: set[str], before: float) -> bool:

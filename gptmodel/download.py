@@ -183,12 +183,12 @@ def _check_status(response: httpx.Response, name: str) -> None:
         return
     message = f"{name}: the server answered {code} {response.reason_phrase}"
     if code in _WAIT_AND_SEE:
-        raise NetworkError(f"{message}; try again later", _retry_after(response.headers.get("Retry-After", "")))
+        raise NetworkError(f"{message}; try again later", retry_after(response.headers.get("Retry-After", "")))
     raise DataError(f"{message}; check the address")
 
 
-def _retry_after(value: str) -> float | None:
-    """Seconds of a Retry-After header, which may be a number or a date."""
+def retry_after(value: str) -> float | None:
+    """Seconds of a Retry-After header, which may be a number or a date; None for anything else."""
     if value.isdigit():
         return float(value)
     try:

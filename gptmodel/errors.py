@@ -75,11 +75,11 @@ class TransientError(GptflowError):
 
 
 class NetworkError(TransientError):
-    """A remote did not answer as it should. `retry_after` is the remote's own wish in seconds."""
+    """A remote did not answer as it should. `retry_after` is the remote's own wish in seconds; it is told."""
 
     def __init__(self, message: str, retry_after: float | None = None) -> None:
         self.retry_after = retry_after
-        super().__init__(message)
+        super().__init__(f"{message} (it asks to wait {retry_after:.0f} s)" if retry_after else message)
 
 
 class TrackingError(TransientError):

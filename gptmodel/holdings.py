@@ -13,6 +13,8 @@ from gptmodel.corpus import DOWNLOADS
 from gptmodel.manifests import SCRATCH
 from gptmodel.pins import BUILDING, pins
 from gptmodel.pretraining import RUNS
+from gptmodel.provenance import FOLDER as PROVENANCE
+from gptmodel.records import EVENTS
 from gptmodel.verification import MODELS, Node, nodes_of
 
 
@@ -98,7 +100,7 @@ class Share:
 
 
 def usage(store: Store) -> list[Share]:
-    """Bytes by kind of artifact, then of what is half built, thrown away, fetched, logged, made again, and the rest."""
+    """Bytes by kind of artifact, then of what is half built, thrown away, fetched, logged and so on, and the rest."""
     nodes = [n for n in nodes_of(store, store.directories()) if n.problem != "is missing"]
     users = _models_made_from(nodes)
     kinds: dict[str, list[Node]] = {}
@@ -114,6 +116,7 @@ def usage(store: Store) -> list[Share]:
     trash = [*store.root.glob(f"{TRASH}*"), *store.root.glob(f"*/{TRASH}*"), *store.root.glob(f"*/{ASIDE}*")]
     places = [("scratch", scratch), ("thrown away", trash)]
     places += [(name, list((store.root / d).glob("[!.]*"))) for name, d in (("downloads", DOWNLOADS), ("logs", RUNS))]
+    places += [("records", [p for d in (PROVENANCE, EVENTS) for p in (store.root / d).glob("*")])]
     places += [("reproductions", [item.path for item in reproductions(store)])]
     found += [Share(what, len(paths), sum(map(tree_bytes, paths))) for what, paths in places]
     within = sum(tree_bytes(node.path / SCRATCH) for node in nodes)  # counted with its artifact as well

@@ -10,12 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from gptmodel.config import SourceConfig
+from gptmodel.download import retry_after
 from gptmodel.errors import DataError, GptflowError, NetworkError, StorageError
 from gptmodel.space import explained
 
 log = logging.getLogger(__name__)
 _HINT = "check corpus.source.dataset, name, revision and split"
-_SECONDS = 30.0  # without an answer
+_SECONDS, _SECONDS_TO_CHECK = 30.0, 10.0  # without an answer
 # By name, since the hub's client, `datasets` and `fsspec` bring three HTTP libraries with classes of their own.
 _UNREACHABLE = {
     *("TransportError", "ConnectionError", "ClientConnectionError", "TimeoutError", "Timeout"),
@@ -34,18 +35,27 @@ def pin_revision(config: SourceConfig) -> str:
     """The commit to read: as given, or what the branch (or nothing) stands for now. A local folder has none."""
     if re.fullmatch(r"[0-9a-f]{40}", config.revision) or Path(config.dataset).expanduser().is_dir():
         return config.revision
-    from huggingface_hub import HfApi
-
-    try:
-        info = HfApi().dataset_info(config.dataset, revision=config.revision or None, timeout=_SECONDS)
-        found = info.sha or ""
-    except Exception as error:
-        raise _explained(error, config) from None
+    found = _ask(config, _SECONDS)
     log.warning(
         "%s: revision %r is now commit %s; set corpus.source.revision to it so that it stays",
         *(config.dataset, config.revision or "main", found),
     )
     return found
+
+
+def commit_of(dataset: str, revision: str) -> str:
+    """The commit that the hub has under a revision now. NetworkError if it does not say, DataError if it has none."""
+    return _ask(SourceConfig(kind="huggingface", dataset=dataset, revision=revision), _SECONDS_TO_CHECK)
+
+
+def _ask(config: SourceConfig, seconds: float) -> str:
+    from huggingface_hub import HfApi
+
+    try:
+        info = HfApi().dataset_info(config.dataset, revision=config.revision or None, timeout=seconds)
+    except Exception as error:
+        raise _explained(error, config) from None
+    return info.sha or ""
 
 
 def hub_documents(config: SourceConfig, revision: str) -> Iterator[str | None]:
@@ -125,5 +135,4 @@ def _no_room(error: BaseException, config: SourceConfig) -> StorageError | None:
 
 def _retry_after(answers: list[Any]) -> float | None:
     """Seconds that the nearest answer asks to wait."""
-    wait = str(answers[0].headers.get("Retry-After", "")) if answers else ""
-    return float(wait) if wait.isdigit() else None
+    return retry_after(str(answers[0].headers.get("Retry-After", ""))) if answers else None

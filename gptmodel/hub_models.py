@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from gptmodel.artifacts import sha256_file
+from gptmodel.download import retry_after
 from gptmodel.errors import DataError, GptflowError, NetworkError
 from gptmodel.space import explained
 
@@ -106,7 +107,6 @@ def _causes(error: BaseException) -> list[BaseException]:
 def _refused(response: Any, what: str) -> GptflowError:
     status = int(response.status_code)
     if status == 429 or status >= 500:
-        wish = response.headers.get("Retry-After", "")
-        retry_after = float(wish) if wish.isdigit() else None
-        return NetworkError(f"the hub answered {status} for {what}; try again later", retry_after)
+        wish = retry_after(response.headers.get("Retry-After", ""))
+        return NetworkError(f"the hub answered {status} for {what}; try again later", wish)
     return DataError(f"the hub refused {what} with status {status}; check the name, and HF_TOKEN if it is private")

@@ -12,8 +12,9 @@ from gptmodel.artifacts import Store
 from gptmodel.config import SourceConfig
 from gptmodel.corpus import DOWNLOADS, KIND, SOURCES
 from gptmodel.download import content_digest
-from gptmodel.errors import GptflowError
+from gptmodel.errors import DataError, GptflowError, NetworkError
 from gptmodel.hashing import Hashed, hash_files
+from gptmodel.hub import commit_of
 from gptmodel.manifests import Ref, check_name, regular_file
 from gptmodel.recorded import corpus_config, weights_source
 from gptmodel.sources import find_files, hub_digest
@@ -90,8 +91,17 @@ class _Origin:
                 self.note(f"{more:,} files are there that were not when the corpus was made")
 
     def _check_hub(self, dataset: str, commit: str) -> None:
-        self.compare("", "commit", hub_digest(dataset, commit))
-        self.note(f"{dataset} at {commit} is on the hub, which is not asked")
+        if not self.compare("", "commit", hub_digest(dataset, commit)):
+            return
+        try:
+            found = commit_of(dataset, commit)
+        except NetworkError as error:
+            self.note(f"not checked: {error}")
+        except DataError as error:  # gone like a file that is not here
+            self.note(f"the hub has {dataset} at {commit} no more, or not for us: {error}")
+        else:
+            if found != commit:
+                self.look.add(self.place, Difference(self.name, "", "commit on the hub", commit, found))
 
     def _check_downloads(self, listed: list[dict[str, Any]]) -> None:
         places = {i["sha256"]: self.store.root / DOWNLOADS / i["sha256"] / i["name"] for i in listed}

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from gptmodel.artifacts import SCRATCH, Artifact, Request, Store, write_atomic
+from gptmodel.artifacts import SCRATCH, Artifact, Request, Store, sha256_file, write_atomic
 from gptmodel.config import ModelConfig, PipelineConfig, recipe
 from gptmodel.errors import ConfigError, DataError
 from gptmodel.launch import run_child
@@ -22,6 +22,8 @@ log = logging.getLogger(__name__)
 KIND = "checkpoint"
 RECIPE_VERSION = 2  # 1 had torch's own attention in bfloat16 on a processor; the order of the data is the same
 RUNS = ".runs"  # in the store: the log of each training, by fingerprint
+LOG_HASHES = "run_log"  # in a manifest's provenance: name and sha256
+SEALED = ("metrics.jsonl", "job.json")  # they are written no more once the model is published
 
 
 @dataclass(frozen=True)
@@ -75,7 +77,13 @@ def pretrain(
             return run_training(training, building, on_line=on_line)
 
     needed = training_bytes(training.config.model, training.config.train)
-    return store.produce(training.request, build, wait=wait, needed=needed)
+    return store.produce(training.request, build, wait=wait, needed=needed, seal=lambda: seal_log(training.run_dir))
+
+
+def seal_log(run_dir: Path) -> dict[str, Any]:
+    """The hashes of a run's log and settings, which lie outside the artifact since they hold times and paths."""
+    found = {name: run_dir / name for name in SEALED}
+    return {LOG_HASHES: {name: sha256_file(path) for name, path in found.items() if path.is_file()}}
 
 
 def run_training(

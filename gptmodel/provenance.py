@@ -123,6 +123,8 @@ def _keep(root: Path | None, data: bytes, ending: str) -> dict[str, Any]:
         if not path.is_file() or path.stat().st_size != len(data):
             path.parent.mkdir(parents=True, exist_ok=True)
             write_atomic(path, data)
+        else:
+            os.utime(path)  # the collector takes it for old otherwise, until the manifest that names it is there
     except OSError as error:
         entry["missing"] = error.strerror or str(error)
     return entry

@@ -15,6 +15,7 @@ from gptmodel.collection import FRESH_LOCK, TRASH, Item, Rules, plan
 from gptmodel.errors import LockHeldError, StorageError
 from gptmodel.locks import exclusive
 from gptmodel.pins import BUILDING
+from gptmodel.records import sent_note
 from gptmodel.space import storage_errors
 from gptmodel.uses import collecting
 
@@ -89,7 +90,7 @@ def _put_aside(store: Store, item: Item) -> list[Path]:
             parts.append(store.root / f"{TRASH}log-{end}")
             os.replace(item.log, parts[0])
             fsync_path(item.log.parent)
-        folder = store.root if item.what in ("download", "reproduction") else item.path.parent
+        folder = store.root if item.what in ("download", "reproduction", "record") else item.path.parent
         parts.append(folder / f"{TRASH}{end}")
         try:
             os.replace(item.path, parts[-1])
@@ -99,6 +100,8 @@ def _put_aside(store: Store, item: Item) -> list[Path]:
                     os.replace(parts[0], item.log)
             raise
         fsync_path(item.path.parent)
+        if item.what == "record":
+            sent_note(item.path).unlink(missing_ok=True)
         if lock is not None:  # still locked, so a run that waits for it opens a new one
             lock.unlink(missing_ok=True)
     return parts

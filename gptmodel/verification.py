@@ -19,6 +19,7 @@ from gptmodel.errors import ArtifactError
 from gptmodel.hashing import Hashed, hash_files
 from gptmodel.lineage_graph import JUDGEMENTS
 from gptmodel.manifests import MANIFEST, NAME_CHARS, SCRATCH, Manifest, Ref, read_manifest, regular_file
+from gptmodel.pretraining import LOG_HASHES, RUNS, SEALED
 from gptmodel.provenance import FOLDER as PROVENANCE
 
 MODELS = ("checkpoint", "weights")
@@ -187,6 +188,7 @@ def verify(
             _check_files(node, number, look)
             look.add((number, 4), *_strays(node, look.notes))
             _check_provenance(store, node, number, look)
+            _check_log(store, node, number, look)
     results = hash_files([(job.path, job.bytes, job.links) for job in look.jobs], threads=threads, progress=progress)
     for job, result in zip(look.jobs, results, strict=True):
         report.files += 1
@@ -273,6 +275,22 @@ def _check_provenance(store: Store, node: Node, number: int, look: Look) -> None
             look.notes.append(f"{node.label}: {name} is not kept in this store")
         else:
             look.add((number, 5), Difference(node.label, name, "file", "a file", there))
+
+
+def _check_log(store: Store, node: Node, number: int, look: Look) -> None:
+    """The numbers and settings of a training, beside its artifact; one of an older version states no hashes."""
+    assert node.manifest is not None
+    hashes = node.manifest.provenance.get(LOG_HASHES)
+    for name, sha256 in sorted(hashes.items()) if isinstance(hashes, dict) else ():
+        file = f"{RUNS}/{node.path.name}/{name}"
+        if name not in SEALED:
+            continue  # a stranger's manifest names what it likes
+        there = regular_file(store.root, file)
+        if isinstance(there, str):
+            look.notes.append(f"{node.label}: {file} {there}: the curve of the training cannot be checked")
+        else:
+            job = Job(store.root / file, there.st_size, (number, 6), judge(node.label, file, str(sha256)))
+            look.jobs.append(job)
 
 
 def judge(node: str, file: str, sha256: str) -> Callable[[Hashed], Difference | None]:

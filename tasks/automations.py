@@ -26,6 +26,8 @@ SETTINGS = {
     "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": str(HEARTBEAT_SECONDS),
     # On a busy machine its database is locked for longer than the 5 s that it waits, and events are dropped.
     "PREFECT_SERVER_DATABASE_CONNECTION_TIMEOUT": "60",
+    # 2 + 4 + 8 + 16 s for each question: enough for a restart. With its default, 5, a server that is gone costs twice.
+    "PREFECT_CLIENT_MAX_RETRIES": "4",
 }
 
 _ENDS = ("Completed", "Failed", "Crashed", "Cancelled", "TimedOut")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import signal
 
 from gptmodel.errors import GptflowError
@@ -24,6 +25,26 @@ def quiet_prefect() -> None:
     setup_logging()
     for handler in logging.getLogger().handlers:  # where Prefect puts its console
         handler.addFilter(_Quiet())
+
+
+def lost_server(error: BaseException) -> str:
+    """One line on a Prefect server that does not answer, if that is what this error says; else nothing."""
+    import httpx
+
+    where = ""
+    if isinstance(error, httpx.TransportError):
+        try:
+            where = str(error.request.url.copy_with(userinfo=b"", path="/api", query=None))
+        except RuntimeError:  # the client noted no request with it
+            where = os.environ.get("PREFECT_API_URL", "which was started for this run")
+    elif isinstance(error, RuntimeError) and str(error).startswith("Failed to reach API at "):
+        where = str(error).removeprefix("Failed to reach API at ").rstrip("/")
+    if not where:
+        return ""
+    return (
+        f"the Prefect server ({where}) does not answer; each step that was finished stands in the store. Start the "
+        "server again (`make up`; without one the command starts its own), and run the same command to go on"
+    )
 
 
 def start_server_apart() -> None:

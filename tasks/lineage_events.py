@@ -30,12 +30,12 @@ from prefect.exceptions import MissingContextError
 from gptmodel.artifacts import Artifact, open_store
 from gptmodel.errors import Interrupted
 from gptmodel.provenance import changed_code
+from gptmodel.records import OPEN
 from tasks.lineage_facets import Attempt, aborted, event
 from tasks.lineage_outbox import FOLDER, send_soon
 
 log = logging.getLogger(__name__)
 P = ParamSpec("P")
-_OPEN = ".open-"
 _ENDS = ("COMPLETE", "FAIL", "ABORT")
 _reused: ContextVar[bool] = ContextVar("reused", default=True)
 _told: set[str] = set()  # what this process has warned of
@@ -129,7 +129,7 @@ class _Record:
         attempt = self._begin_attempt()
         name = f"{datetime.now(UTC):%Y-%m-%d}-{attempt.flow_run or attempt.run_id}.jsonl"
         line = event(attempt, "START")
-        self._mark = _hold(self._folder / f"{_OPEN}{attempt.run_id}", json.dumps({"file": name, "start": line}))
+        self._mark = _hold(self._folder / f"{OPEN}{attempt.run_id}", json.dumps({"file": name, "start": line}))
         self._attempt, self._file = attempt, self._folder / name
         append(self._file, line)
         send_soon(self._folder)
@@ -140,7 +140,7 @@ class _Record:
         try:
             append(self._file, event(self._attempt, kind, self.made, _reused.get(), error))
         finally:
-            (self._folder / f"{_OPEN}{self._attempt.run_id}").unlink(missing_ok=True)
+            (self._folder / f"{OPEN}{self._attempt.run_id}").unlink(missing_ok=True)
             os.close(self._mark)
         send_soon(self._folder)
 
@@ -178,7 +178,7 @@ def append(file: Path, line: str) -> None:
 
 def end_orphans(folder: Path) -> None:
     """Tell the ABORT of each run whose process died before it could."""
-    for mark in sorted(folder.glob(f"{_OPEN}*")):
+    for mark in sorted(folder.glob(f"{OPEN}*")):
         with suppress(FileNotFoundError, BlockingIOError), mark.open() as file:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             if not mark.exists():  # another one was faster

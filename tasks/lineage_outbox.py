@@ -15,7 +15,7 @@ import logging
 import os
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,9 +24,10 @@ if TYPE_CHECKING:
     from openlineage.client.event_v2 import RunEvent
 
 from gptmodel.errors import first_line
+from gptmodel.records import EVENTS, sent_note
 
 log = logging.getLogger(__name__)
-FOLDER = ".lineage"
+FOLDER = EVENTS
 EXIT_SECONDS = 3.0
 """The most that the end of a process waits for events to be sent."""
 _THREAD = "lineage-outbox"
@@ -103,7 +104,7 @@ def deliver(folder: Path) -> int:
         if client is None:
             return 0
         for file in sorted(folder.glob("*.jsonl")):
-            noted = file.with_name(f".{file.name}.sent")
+            noted = sent_note(file)
             for line, end in _unsent(file, _offset(noted)):
                 try:
                     client.emit(_as_event(json.loads(line)))
@@ -165,8 +166,8 @@ def _as_event(told: dict[str, Any]) -> RunEvent:
 
 
 def _unsent(file: Path, offset: int) -> Iterator[tuple[bytes, int]]:
-    """Whole lines after the offset, each with the offset of its end."""
-    with file.open("rb") as lines:
+    """Whole lines after the offset, each with the offset of its end; none if the file was collected just now."""
+    with suppress(FileNotFoundError), file.open("rb") as lines:
         lines.seek(offset)
         for line in lines:
             if not line.endswith(b"\n"):

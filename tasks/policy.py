@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any, TypedDict
 
 import httpx
@@ -11,13 +12,24 @@ from prefect.tasks import Task, exponential_backoff
 
 from gptmodel.errors import TransientError
 
+PATIENCE = 300.0
+"""Seconds: a server that asks to be left alone for longer ends the step."""
 _HEALED_BY_TIME = (TransientError, ConnectionError, TimeoutError, httpx.TransportError)
 
 
 async def can_heal(_task: Task[Any, Any], _run: TaskRun, state: State[Any]) -> bool:
-    """Retry a failed network, tracker, lock or killed child; never a wrong setting, bad data or a NaN."""
+    """Retry a failed network, tracker, lock or killed child; never a wrong setting, bad data or a NaN.
+
+    What a server asked for (Retry-After) is waited here, before the delay that each retry has.
+    """
     found = await state.aresult(raise_on_failure=False)
-    return isinstance(found, _HEALED_BY_TIME)
+    if not isinstance(found, _HEALED_BY_TIME):
+        return False
+    wish = getattr(found, "retry_after", None) or 0.0
+    if wish > PATIENCE:
+        return False  # the error tells how long it asks to wait
+    await asyncio.sleep(wish)
+    return True
 
 
 class StepOptions(TypedDict):

@@ -523,3 +523,61 @@ def test_the_commands(store: Store, made: dict[str, Artifact], monkeypatch: pyte
     gptflow("unpin", made["m2"].label)
     assert "6 deleted" in gptflow(*asked, "--yes")
     assert "nothing was deleted" in gptflow(*asked, "--yes")
+
+
+def record(store: Store, name: str, text: str) -> Path:
+    """A file kept beside the artifacts, a month old."""
+    path = store.root / name
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(text)
+    os.utime(path, (OLD, OLD))
+    return path
+
+
+def told(kind: str, made: Artifact, *, reused: bool = False) -> str:
+    facets = {"gptflow_step": {"reused": reused}}
+    output = {"namespace": "gptflow", "name": f"{made.kind}/{made.fingerprint}"}
+    return json.dumps({"eventType": kind, "run": {"facets": facets}, "outputs": [output]}) + "\n"
+
+
+def test_patches_and_package_lists_that_nothing_names_go(store: Store, made: dict[str, Artifact]) -> None:
+    (packages,) = (store.root / ".provenance").glob("*.packages")
+    os.utime(packages, (OLD, OLD))
+    of_a_run = record(store, f".provenance/{'a' * 64}.patch", "of a training that was stopped")
+    job = {"provenance": {"code_patch": {"sha256": "a" * 64}}}
+    (store.root / ".runs" / made["m1"].path.name / "job.json").write_text(json.dumps(job))
+    unnamed = [record(store, f".provenance/{c * 64}.{end}", c) for c, end in (("b", "patch"), ("c", "packages"))]
+    young = record(store, f".provenance/{'d' * 64}.patch", "d")
+    os.utime(young)
+    rules = Rules(keep_days=1, keep_newest=9)
+    with using(store.root, [made["c1"].label]):
+        assert not [i for i in plan(store, rules, {}).doomed if i.what == "record"], "a run is about to name one"
+    collect(store, rules)
+    assert [path.exists() for path in (packages, of_a_run, young, *unnamed)] == [True, True, True, False, False]
+    (again,) = (make(store, "corpus", "c3"),)
+    assert packages.stat().st_mtime > OLD + 1, "used again it is young again"
+    assert again.provenance["packages_digest"] == packages.stem
+
+
+def test_events_stay_while_something_is_there_that_was_made_in_them(store: Store, made: dict[str, Artifact]) -> None:
+    m1, m3 = made["m1"], made["m3"]
+    files = {
+        "made": told("START", m1) + told("COMPLETE", m1),
+        "reused": told("COMPLETE", m1, reused=True),
+        "gone": told("COMPLETE", m3),
+        "failed": told("FAIL", m1),
+        "half-sent": told("FAIL", m1),
+        "going-on": told("START", m1),
+    }
+    paths = {name: record(store, f".lineage/{name}.jsonl", text) for name, text in files.items()}
+    size = paths["failed"].stat().st_size
+    record(store, ".lineage/.failed.jsonl.sent", str(size))
+    record(store, ".lineage/.half-sent.jsonl.sent", str(size - 1))
+    record(store, ".lineage/.open-1", json.dumps({"file": "going-on.jsonl"}))
+    wanted, waiting = {m1.path.name: "registered"}, Rules(keep_days=0, keep_newest=0, events_to_send=True)
+    doomed = [item.label for item in plan(store, waiting, wanted).doomed if item.what == "record"]
+    assert doomed == [".lineage/failed.jsonl"], "the others are still to be sent"
+    collect(store, wanted=wanted)
+    assert {name for name, path in paths.items() if path.exists()} == {"made", "half-sent", "going-on"}
+    assert not (store.root / ".lineage" / ".failed.jsonl.sent").exists()
+    assert hidden(store) == []

@@ -9,7 +9,9 @@ import shutil
 import subprocess
 import sys
 import tarfile
+import threading
 from collections.abc import Callable
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +22,11 @@ from gptmodel.artifacts import Artifact, Request, Store, sha256_file, write_atom
 from gptmodel.config import CorpusConfig, ModelConfig, ShardsConfig, SourceConfig
 from gptmodel.corpus import SOURCES, build_corpus, iter_documents
 from gptmodel.errors import ArtifactError, DataError, TrackingError
-from gptmodel.manifests import MANIFEST, FileEntry, Manifest
+from gptmodel.manifests import MANIFEST, FileEntry, Manifest, Ref
 from gptmodel.model import GPT
 from gptmodel.pretrained import import_weights
 from gptmodel.shards import build_shards, open_split
+from gptmodel.sources import hub_digest
 from gptmodel.verification import Difference, Report, verify, with_evaluations
 from gptmodel.weights import save_model
 
@@ -409,6 +412,60 @@ def test_mlflow_is_not_said_to_agree_on_what_it_does_not_know(
         refused = gptflow(name, "--no-sources", "--mlflow", "required")
         assert refused.exit_code == 1
         assert isinstance(refused.exception, TrackingError)
+
+
+class _Hub(BaseHTTPRequestHandler):
+    """Knows one commit of one dataset; answers with the status that its server has for all others."""
+
+    def do_GET(self) -> None:
+        told: Any = self.server
+        known = self.path.split("?")[0] == f"/api/datasets/some/text/revision/{told.commit}"
+        body = json.dumps({"id": "some/text", "sha": told.says}).encode() if known else b"{}"
+        self.send_response(200 if known else told.status)
+        if not known:
+            self.send_header("X-Error-Code", "RevisionNotFound")
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+def test_the_hub_is_asked_for_the_commit_of_a_dataset(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    commit = "c" * 40
+    store = Store(tmp_path / "store")
+
+    def build(directory: Path) -> dict[str, Any]:
+        (directory / SOURCES).write_text(json.dumps({"dataset": "some/text", "commit": commit}) + "\n")
+        return {}
+
+    source = Ref("source", "0" * 64, hub_digest("some/text", commit))
+    made, _ = store.produce(Request("corpus", 2, {"source": {"kind": "huggingface"}}, (source,)), build)
+
+    def looked() -> tuple[list[str], list[str]]:
+        report = verify(store, [made.path])
+        return [f"{d.what} {d.found}" for d in report.differences], [n for n in report.notes if "source of" in n]
+
+    served: Any = HTTPServer(("127.0.0.1", 0), _Hub)
+    served.commit, served.says, served.status = commit, commit, 404
+    thread = threading.Thread(target=served.serve_forever, args=(0.02,))
+    thread.start()
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", f"http://127.0.0.1:{served.server_port}")
+    try:
+        assert looked() == ([], []), "it has the commit"
+        served.says = "d" * 40
+        assert looked() == ([f"commit on the hub {served.says}"], [])
+        served.commit = "e" * 40
+        (differences, (note,)) = looked()
+        assert (differences, "no more, or not for us" in note) == ([], True)
+        served.status = 503
+        assert "not checked: some/text: the hub does not answer" in looked()[1][0]
+    finally:
+        served.shutdown()
+        thread.join()
+        served.server_close()
+    assert "not checked: some/text: the hub does not answer" in looked()[1][0], "nobody listens there any more"
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root may give a folder away and become another user")

@@ -240,6 +240,54 @@ def test_what_a_person_must_fix_is_not_retried(workplace: Path, tiny_sets: list[
     assert task_run.run_count == 1
 
 
+def test_a_server_that_asks_to_wait_is_left_alone_so_long(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import asyncio
+    import hashlib
+    import threading
+    import time
+    from http.server import BaseHTTPRequestHandler, HTTPServer
+
+    from prefect.states import Failed
+
+    import tasks.preparing
+    from flows.prepare_data import prepare_data
+    from gptmodel.errors import NetworkError
+    from tasks.policy import PATIENCE, can_heal
+
+    body = json.dumps({"text": "The mill keeps its books. " * 40}).encode()
+    asked: list[float] = []
+
+    class Busy(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            asked.append(time.monotonic())
+            self.send_response(429 if len(asked) == 1 else 200)
+            self.send_header("Retry-After", "2")
+            self.send_header("Content-Length", "0" if len(asked) == 1 else str(len(body)))
+            self.end_headers()
+            self.wfile.write(b"" if len(asked) == 1 else body)
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    monkeypatch.setattr(tasks.preparing.fetch_corpus, "retry_delay_seconds", 0)
+    with HTTPServer(("127.0.0.1", 0), Busy) as server:
+        threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
+        source = {
+            "kind": "http",
+            "paths": [f"http://127.0.0.1:{server.server_address[1]}/a.jsonl"],
+            "sha256": [hashlib.sha256(body).hexdigest()],
+            "allow_private_addresses": True,
+        }
+        overrides = PipelineOverrides.model_validate({"corpus": {"source": source}})
+        state = prepare_data(preset="smoke", overrides=overrides, return_state=True)
+        server.shutdown()
+    assert "one side of the split" in str(state.message), "it was fetched: one document is no corpus"
+    assert len(asked) == 2
+    assert asked[1] - asked[0] >= 2
+    too_long = Failed(data=NetworkError("busy", PATIENCE + 1))
+    assert asyncio.run(can_heal(None, None, too_long)) is False  # type: ignore[arg-type]
+
+
 def test_the_pipeline_starts_from_imported_weights(workplace: Path, tiny_sets: list[str], tmp_path: Path) -> None:
     """A Hugging Face directory in, its loss before the first step, and its digest in the lineage."""
     import torch

@@ -191,6 +191,9 @@ def test_a_prefect_server_that_is_gone_for_good_costs_no_finished_work(
     server.kill()
     assert command.end() == 1, command.said
     assert nothing_left(command)
+    assert "gptflow: the Prefect server (http://127.0.0.1:" in command.lines[-1]
+    assert "each step that was finished stands in the store" in command.lines[-1]
+    assert "Traceback" not in command.said
     (manifest,) = (tmp_path / "store" / "checkpoint").glob("[!.]*/manifest.json")
     made = manifest.read_bytes()
     assert json.loads(made)["summary"]["step"] == 300, "it was trained to its end"

@@ -146,13 +146,33 @@ def test_whatever_mlflow_holds_otherwise_is_named(model: Artifact) -> None:
     assert gptflow("verify", model.label).exit_code == 0, "all is as before"
 
 
+def test_a_flipped_bit_in_the_log_of_a_training_is_named(model: Artifact) -> None:
+    log = Store(model.path.parents[1]).root / ".runs" / model.path.name
+    for name in ("metrics.jsonl", "job.json"):
+        with flipped(log / name):
+            (difference,) = json.loads(gptflow("verify", model.label, "--mlflow", "off", "--json").stdout)[
+                "differences"
+            ]
+        assert (difference["node"], difference["what"]) == (model.label, "sha256")
+        assert difference["file"] == f".runs/{model.path.name}/{name}"
+        with removed(log / name):
+            told = json.loads(gptflow("verify", model.label, "--mlflow", "off", "--json").stdout)
+        assert told["ok"]
+        assert [note for note in told["notes"] if f"{name} is missing" in note], "logs may be cleared away"
+
+
 def test_mlflow_may_be_away(model: Artifact, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     for uri in (f"http://127.0.0.1:{free_port()}", f"sqlite:///{tmp_path / 'none.db'}"):
         monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
         found = gptflow("verify", model.label)
         assert found.exit_code == 0
         assert len([line for line in found.stdout.splitlines() if line.startswith("MLflow: not compared")]) == 1
-        assert isinstance(gptflow("verify", model.label, "--mlflow", "required").exception, TrackingError)
+        with flipped(model.path / "model.safetensors"):  # what the files say is told all the same
+            required = gptflow("verify", model.label, "--mlflow", "required")
+            as_json = json.loads(gptflow("verify", model.label, "--mlflow", "required", "--json").stdout)
+        assert isinstance(required.exception, TrackingError)
+        assert f"first difference: {model.label}: model.safetensors: sha256" in required.stdout
+        assert (as_json["ok"], as_json["first"]["file"]) == (False, "model.safetensors")
         refused = gptflow("store", "gc", "--keep-days", "0", "--yes").exception
         assert isinstance(refused, TrackingError)
         assert "--pins-only" in str(refused)
