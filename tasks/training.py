@@ -11,7 +11,6 @@ from gptmodel.artifacts import Artifact, open_store
 from gptmodel.config import PipelineConfig
 from gptmodel.pretraining import Training, plan_training, pretrain
 from tasks.cards import save_card, training_card
-from tasks.feed import followed
 from tasks.holding import hold
 from tasks.lineage_events import with_events
 from tasks.pages import progress
@@ -27,7 +26,7 @@ def pretrain_model(
     config: PipelineConfig, shards: Artifact, init: Artifact | None = None, wait: bool = False
 ) -> Artifact:
     """Pretrain in a child process; resumes by itself, and its MLflow run goes on with it."""
-    from tasks.syncing import settle, size_of, sync_run
+    from tasks.syncing import settle, size_of, sync_run  # late: MLflow takes seconds to import
 
     store, logger = open_store(), get_run_logger()
     training = plan_training(store, config, shards, init)
@@ -37,6 +36,8 @@ def pretrain_model(
 
     @contextmanager
     def watch(_: Training) -> Iterator[None]:
+        from tasks.feed import followed
+
         save_card(training.run_dir, card)
         with progress("training") as update, followed(card, training.run_dir):
             steps = config.train.max_steps

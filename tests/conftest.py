@@ -6,6 +6,7 @@ import os
 import random
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -31,6 +32,45 @@ def write_text(directory: Path, documents: int = 40, sentences: int = 30) -> Pat
         said = [f"{draw.choice(_SUBJECTS)} {draw.choice(_VERBS)} {draw.choice(_OBJECTS)}." for _ in range(sentences)]
         (directory / f"{number:03d}.txt").write_text(f"Document {number}.\n" + " ".join(said) + "\n")
     return directory
+
+
+# Files that take long, the longest first: one that is begun last leaves the other process without work.
+_LONG = (
+    *("test_chaos.py", "test_services.py", "test_pretraining.py", "test_cli.py", "test_sync.py", "test_resume.py"),
+    *(
+        "test_pipeline.py",
+        "test_fencing.py",
+        "test_signals.py",
+        "test_numerics.py",
+        "test_verify.py",
+        "test_reproduce.py",
+    ),
+    *("test_disk.py", "test_serving.py", "test_tracking.py", "test_model_card.py", "test_mlflow_lineage.py"),
+)
+_WITH_TRANSFORMERS = ("test_model.py", "test_pretrained.py", "test_hf_export.py")
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Each file to one process, as ever, and those that import transformers, which takes seconds, to the same one."""
+    from xdist.scheduler import LoadFileScheduling
+
+    class Together(LoadFileScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file = super()._split_scope(nodeid)
+            return "transformers" if file.endswith(_WITH_TRANSFORMERS) else file
+
+    if config.getvalue("dist") != "loadfile":
+        return None
+    config.option.loadscopereorder = False  # it would begin with the files of most tests
+    return Together(config, log)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Where two processes share the tests, the long files come first; within a file the order stays."""
+    if hasattr(config, "workerinput"):
+        place = {name: number for number, name in enumerate(_LONG)}
+        items.sort(key=lambda item: place.get(item.path.name, len(_LONG)))
 
 
 @pytest.fixture(scope="session")

@@ -8,7 +8,6 @@ import gguf
 import numpy as np
 import pytest
 import torch
-import transformers
 
 from gptmodel.config import ModelConfig
 from gptmodel.errors import DataError
@@ -28,6 +27,8 @@ def model_of(**changes: object) -> GPT:
 
 @pytest.mark.slow
 def test_another_reader_computes_the_same_from_the_file(tmp_path: Path) -> None:
+    import transformers
+
     model = model_of(context_length=1024)  # transformers takes no other from such a file
     export_gguf(model, tmp_path / "it.gguf", name="it")
     theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path, gguf_file="it.gguf", dtype=torch.float32)

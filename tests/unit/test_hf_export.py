@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 import torch
-import transformers
 
 from gptmodel.artifacts import Store, sha256_file
 from gptmodel.config import ModelConfig
@@ -31,6 +30,8 @@ def model_of(**changes: object) -> GPT:
 def test_transformers_computes_the_same(tmp_path: Path, activation: str) -> None:
     model = model_of(activation=activation, layer_norm_eps=1e-4)
     export_hf(model, tmp_path / "out")
+    import transformers  # here: seconds, which other processes of tests are spared
+
     theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out").eval()
     ids_BT = torch.randint(50_257, (2, 32), generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
@@ -40,6 +41,8 @@ def test_transformers_computes_the_same(tmp_path: Path, activation: str) -> None
 
 def test_transformers_reads_text_as_we_do(tmp_path: Path) -> None:
     export_hf(model_of(), tmp_path / "out")
+    import transformers
+
     theirs = transformers.AutoTokenizer.from_pretrained(tmp_path / "out")
     for text in ("Every effort moves you", " naïve  café\n\n\t日本語 🙂", "I've 1,234 dogs'!", "\n"):
         assert theirs.encode(text) == gpt2().encode(text).tolist()

@@ -25,8 +25,9 @@ ROOT = Path(__file__).resolve().parents[2]
 SENDER = """
 import sys
 from pathlib import Path
-from tasks.lineage_outbox import send_soon
-send_soon(Path(sys.argv[1]))
+from tasks import lineage_outbox
+lineage_outbox.EXIT_SECONDS = float(sys.argv[2])
+lineage_outbox.send_soon(Path(sys.argv[1]))
 print("done", flush=True)
 """
 
@@ -131,16 +132,17 @@ def test_a_bad_server_neither_slows_nor_fails_a_step_and_is_told_later(
     healthy = config.read_text()
     if fault == "hangs":
         backend.hangs = True
+        config.write_text(healthy.replace("timeout: 0.5", "timeout: 60"))
     elif fault == "answers 500":
         backend.status = 500
     else:
         config.write_text(healthy.replace(backend.url, "http://127.0.0.1:9"))
     make("warm")
-    before = time.monotonic()
     for name in ("a", "b"):
         make(name)
     if fault == "hangs":
-        assert time.monotonic() - before < 0.4, "a request takes 0.5 s to be given up, and there were four"
+        assert not _sender.settle(0), "the steps are done, and the first request still waits"
+        backend.released.set()  # it gets no answer
     assert _sender.settle(30)
     assert backend.got == []
     assert len([r for r in caplog.records if r.levelno >= logging.WARNING]) == 1
@@ -213,7 +215,7 @@ def test_the_end_of_a_process_waits_for_the_server_but_not_long(
     monkeypatch.delenv("OPENLINEAGE_CONFIG")
     make("a")
     backend.hangs = hangs
-    command = [sys.executable, "-c", SENDER, str(tmp_path / "store" / ".lineage")]
+    command = [sys.executable, "-c", SENDER, str(tmp_path / "store" / ".lineage"), "1" if hangs else "60"]
     env = {**os.environ, "OPENLINEAGE_URL": backend.url}
     with subprocess.Popen(command, cwd=ROOT, env=env, stdout=subprocess.PIPE) as process:
         assert process.stdout is not None
@@ -222,6 +224,6 @@ def test_the_end_of_a_process_waits_for_the_server_but_not_long(
         assert process.wait(60) == 0
     took = time.monotonic() - before
     if hangs:
-        assert lineage_outbox.EXIT_SECONDS - 0.5 <= took < lineage_outbox.EXIT_SECONDS + 5
+        assert 0.9 <= took < 15, "the library itself would wait 30 s"
     else:
         assert backend.kinds() == ["START", "COMPLETE"]

@@ -6,7 +6,6 @@ from dataclasses import replace
 import pytest
 import torch
 from torch import nn
-from transformers import GPT2Config, GPT2LMHeadModel
 
 from gptmodel.artifacts import Request, Store
 from gptmodel.config import ModelConfig
@@ -48,6 +47,8 @@ def test_flops_per_token_of_gpt2_small_by_hand():
     ],
 )
 def test_logits_and_loss_equal_transformers(tmp_path, shape, activation):
+    from transformers import GPT2Config, GPT2LMHeadModel  # here: seconds, which other processes of tests are spared
+
     torch.manual_seed(3)
     theirs = GPT2LMHeadModel(GPT2Config(**shape, activation_function=activation)).eval()
     with torch.no_grad():

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 import torch
-import transformers
 
 from gptmodel.pretrained import load_pretrained
 
@@ -22,6 +21,8 @@ SHAPES = {
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("name", SHAPES)
 def test_logits_equal_those_of_transformers(tmp_path: Path, name: str) -> None:
+    import transformers
+
     n_layer, n_head, n_embd = SHAPES[name]
     torch.manual_seed(1)
     theirs = transformers.GPT2LMHeadModel(

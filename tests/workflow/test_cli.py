@@ -15,10 +15,12 @@ from gptmodel.weights import load_model
 from gptmodel.writing import continue_texts
 
 
-def gptflow(folder: Path, *words: str, text: str = "") -> subprocess.CompletedProcess[str]:
+def gptflow(folder: Path, *words: str, text: str = "", api: str = "") -> subprocess.CompletedProcess[str]:
+    """The command; without `api` it starts a Prefect server of its own, which takes as long as the rest."""
     env = {**os.environ, "PREFECT_HOME": str(folder / ".prefect"), "GPTFLOW_STORE": str(folder / "store")}
     env.pop("PREFECT_API_URL", None)
     env.pop("MLFLOW_TRACKING_URI", None)
+    env |= {"PREFECT_API_URL": api} if api else {}
     command = [sys.executable, "-m", "flows", *words]
     return subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, input=text)
 
@@ -93,8 +95,26 @@ def test_pretrain_then_generate_in_a_fresh_folder(tmp_path: Path, tiny_sets: lis
     assert {"config.json", "model.safetensors", "vocab.json", "merges.txt"} <= {*json.loads(exported.stdout)["files"]}
 
 
-def test_an_error_in_a_step_is_one_line_at_the_end(tmp_path: Path) -> None:
-    done = gptflow(tmp_path, "prepare", "--set", "corpus.source.kind=files", "--set", "corpus.source.paths=['*.txt']")
+def test_a_prefect_server_that_does_not_answer_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    env = {
+        **os.environ,
+        "PREFECT_HOME": str(tmp_path / ".prefect"),
+        "PREFECT_API_URL": "http://me:secret@127.0.0.1:9/api",
+    }
+    command = [sys.executable, "-m", "flows", "prepare", "--preset", "smoke"]
+    done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True)
+    assert done.returncode == 1
+    last = done.stderr.strip().splitlines()[-1]
+    assert last.startswith("gptflow: the Prefect server (http://127.0.0.1:9/api) does not answer; each step")
+    assert "Traceback" not in done.stderr
+    assert "secret" not in last
+
+
+def test_an_error_in_a_step_is_one_line_at_the_end(tmp_path: Path, workplace: Path) -> None:
+    from prefect.settings import PREFECT_API_URL
+
+    words = ("prepare", "--set", "corpus.source.kind=files", "--set", "corpus.source.paths=['*.txt']")
+    done = gptflow(tmp_path, *words, api=str(PREFECT_API_URL.value()))
     assert done.returncode == 1
     assert done.stderr.strip().splitlines()[-1].startswith("gptflow: no file matches '*.txt'")
     assert "Traceback" not in done.stderr
