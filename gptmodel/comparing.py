@@ -38,7 +38,21 @@ from gptmodel.recorded import read_job, recorded_settings
 from gptmodel.traced_training import find_unfinished
 
 MODELS = ("checkpoint", "weights")
-_NOT_FIGURES = frozenset({"machine", "origin", "config", "files", "tokenizer", "samples", "left_out", "precision"})
+_NOT_FIGURES = frozenset(
+    {
+        "machine",
+        "origin",
+        "config",
+        "files",
+        "tokenizer",
+        "samples",
+        "left_out",
+        "precision",
+        "intervals",
+        "resampling",
+        "differences",
+    }
+)
 
 
 @dataclass

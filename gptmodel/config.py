@@ -417,6 +417,14 @@ class EvaluateConfig:
     """Documents, spread evenly over the split, whose beginnings are kept token by token for the surprisal map."""
     surprisal_tokens: int = 300
     """Tokens of each of them."""
+    resamples: int = 2000
+    """Times that the documents are drawn anew for the interval of every figure; 0 gives no intervals."""
+    confidence: float = 0.95
+    """Share of such intervals that should hold the true figure."""
+    bootstrap_seed: int = 0
+    """Seed of these draws; the same seed gives the same intervals."""
+    calibration_bins: int = 15
+    """Bins of equal width that the calibration error sorts the tokens into by the model's sureness."""
     prompts: tuple[str, ...] = ("The state of the Union is", "My fellow citizens,")
     """Continued by every decoding below."""
     decodings: tuple[DecodingConfig, ...] = (
@@ -442,6 +450,19 @@ class EvaluateConfig:
                 *(
                     (not 0 <= getattr(self, name) <= most, f"{name} is {getattr(self, name)}; give 0 to {most:,}")
                     for name, most in (("surprisal_passages", 100), ("surprisal_tokens", 10_000))
+                ),
+                (
+                    self.resamples != 0 and not 100 <= self.resamples <= 1_000_000,
+                    f"resamples is {self.resamples}; use 0 for no intervals, or 100 to 1,000,000, such as 2000",
+                ),
+                (
+                    not 0.5 <= self.confidence < 1,
+                    f"confidence is {self.confidence}; give a share from 0.5 up to, not including, 1, such as 0.95",
+                ),
+                (self.bootstrap_seed < 0, f"bootstrap_seed is {self.bootstrap_seed}; give 0 or more"),
+                (
+                    not 1 <= self.calibration_bins <= 100,
+                    f"calibration_bins is {self.calibration_bins}; give 1 to 100, such as 15",
                 ),
                 (self.stride < 0, f"stride is {self.stride}; use 0 for the model's context, or a positive number"),
             ],

@@ -1,4 +1,4 @@
-"""Evaluation as a step: a model and shards in; loss, perplexity and bits per byte, each document's share, and samples.
+"""Evaluation as a step: a model and shards in; figures with intervals, each document's and source's share, samples.
 
 The split is read as the one stream that training reads; `gptmodel.judging.scoring` tells how its tokens are scored.
 """
@@ -7,21 +7,22 @@ from __future__ import annotations
 
 import json
 import logging
-import math
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
-import pyarrow as pa
 import pyarrow.parquet as pq
 
 from gptmodel.artifacts import Artifact, Request, Store, write_atomic
 from gptmodel.config import DecodingConfig, EvaluateConfig, recipe
 from gptmodel.errors import ConfigError, DataError
+from gptmodel.judging.bootstrap import interval, resampled
 from gptmodel.judging.scoring import Progress, Scores, score_tokens, stride_of
 from gptmodel.judging.surprisal import SURPRISAL_FILE, as_json, read_documents
+from gptmodel.judging.tables import document_table, origins, source_table
+from gptmodel.judging.units import UNITS, Units, calibration_bins, save_units, units_of
 from gptmodel.space import evaluation_bytes
 from gptmodel.tokenizer import gpt2
 from gptmodel.tokenstream import TokenStream, open_split
@@ -47,8 +48,8 @@ def evaluate(
 ) -> tuple[Artifact, bool]:
     """Return (evaluation artifact, reused) of a checkpoint or imported weights on one split of the shards.
 
-    Files: `evaluation.json`, `documents.parquet` (document, n_tokens, n_bytes, nats, loss), `surprisal.json`,
-    `samples.jsonl`.
+    Files: `evaluation.json` (figures, their intervals, calibration), `documents.parquet`, `sources.parquet`,
+    `units.parquet` (what the intervals were drawn from), `surprisal.json`, `samples.jsonl`.
     """
     request = Request(KIND, RECIPE_VERSION, recipe(config), (model.ref, shards.ref))
 
@@ -59,22 +60,24 @@ def evaluate(
         gpt = load_model(model).to(pick_device("auto")).eval()
         stream = _stream(gpt, shards, config)
         scores = score_tokens(gpt, stream, config, progress)
-        stride = stride_of(config, gpt.config.context_length)
-        figures = {
-            **_figures(scores),
-            "stride": stride,
-            **unigram_baseline(open_split(shards, "train"), scores.targets),
-        }
-        write_atomic(directory / "evaluation.json", json.dumps(figures, indent=2) + "\n")
-        pq.write_table(document_table(scores, stream), directory / "documents.parquet")
+        came_from = origins(store, shards, config.split)
+        documents = document_table(scores, stream, came_from)
+        pq.write_table(documents, directory / "documents.parquet")
+        pq.write_table(source_table(documents, config), directory / "sources.parquet")
+        unigram_nats = unigram_losses(open_split(shards, "train"))[scores.targets]
+        units = units_of(scores, stream.documents(), unigram_nats, config.calibration_bins)
+        save_units(units, directory / UNITS)
+        told = {**figures(units, config), "stride": stride_of(config, gpt.config.context_length)}
+        written = {**told, "calibration": calibration_bins(units)}
+        write_atomic(directory / "evaluation.json", json.dumps(written, indent=2) + "\n")
         passages = read_documents(
-            gpt, stream, {}, passages=config.surprisal_passages, max_tokens=config.surprisal_tokens
+            gpt, stream, came_from, passages=config.surprisal_passages, max_tokens=config.surprisal_tokens
         )
         write_atomic(directory / SURPRISAL_FILE, as_json(passages))
         samples = draw_samples(gpt, config)
         lines = [json.dumps(sample, ensure_ascii=False) + "\n" for sample in samples]
         write_atomic(directory / "samples.jsonl", "".join(lines))
-        return {**figures, "split": config.split, "samples": samples[:8]}
+        return {**told, "split": config.split, "samples": samples[:8]}
 
     needed = evaluation_bytes(shards.summary[f"{config.split}_documents"])
     artifact, reused = store.produce(request, build, wait=wait, needed=needed)
@@ -93,51 +96,26 @@ def _stream(model: GPT, shards: Artifact, config: EvaluateConfig) -> TokenStream
     return stream
 
 
-def _figures(scores: Scores) -> dict[str, Any]:
-    n = len(scores.targets)
-    total, plain = (float(nats.sum(dtype=np.float64)) for nats in (scores.nats, scores.plain_nats))
-    n_bytes, n_chars = (int(counts[scores.targets].sum()) for counts in (gpt2().byte_lengths, gpt2().char_counts))
-    return {
-        "loss": total / n,
-        "perplexity": _perplexity(total / n),
-        "plain_loss": plain / n,
-        "plain_perplexity": _perplexity(plain / n),
-        "bits_per_byte": total / math.log(2) / max(1, n_bytes),
-        "bits_per_char": total / math.log(2) / max(1, n_chars),
-        "accuracy": float(scores.correct().mean()),
-        "accuracy_at_5": float(scores.correct(5).mean()),
-        "tokens": n,
-        "bytes": n_bytes,
-        "chars": n_chars,
+def figures(units: Units, config: EvaluateConfig) -> dict[str, Any]:
+    """Every figure by its name, what was counted, `intervals` [low, high] of the figures, and how they were drawn."""
+    counts = {name.removeprefix("n_"): int(units.columns[name].sum()) for name in ("n_tokens", "n_bytes", "n_chars")}
+    resampling = {
+        "unit": units.kind,
+        "units": len(units.ids),
+        "effective_units": units.effective,
+        "resamples": config.resamples,
+        "confidence": config.confidence,
+        "seed": config.bootstrap_seed,
     }
+    intervals: dict[str, tuple[float, float]] = {}
+    if config.resamples and len(units.ids) > 1:
+        drawn = units.figures_of(resampled(units.flat(), config.resamples, config.bootstrap_seed))
+        intervals = {name: interval(values, units.effective, config.confidence) for name, values in drawn.items()}
+    return {**units.figures(), **counts, "intervals": intervals, "resampling": resampling}
 
 
-def _perplexity(loss: float) -> float:
-    return math.exp(min(loss, 700.0))
-
-
-def document_table(scores: Scores, stream: TokenStream) -> pa.Table:
-    """Each document's scored tokens, their text bytes, nats and mean loss. A document's end token is its own."""
-    index = stream.documents()
-    owner = np.searchsorted(index.starts, scores.positions, side="right") - 1
-    lengths = gpt2().byte_lengths[scores.targets]
-    n = len(index.ids)
-    counts = np.bincount(owner, minlength=n)
-    scored = counts > 0
-    nats = np.bincount(owner, scores.nats.astype(np.float64), minlength=n)[scored]
-    return pa.table(
-        {
-            "document": pa.array([d for d, s in zip(index.ids, scored, strict=True) if s], pa.string()),
-            "n_tokens": counts[scored],
-            "n_bytes": np.bincount(owner, lengths, minlength=n)[scored].astype(np.int64),
-            "nats": nats,
-            "loss": nats / counts[scored],
-        }
-    )
-
-
-def unigram_baseline(train: TokenStream, targets: npt.NDArray[np.int64]) -> dict[str, float]:
-    """Loss of guessing each token by its share of the training tokens, with one added to every count.
+def unigram_losses(train: TokenStream) -> npt.NDArray[np.float64]:
+    """Loss [vocab_size] of guessing each token by its share of the training tokens, with one added to every count.
 
     What a model must beat before it has learned anything about order.
     """
@@ -147,8 +125,8 @@ def unigram_baseline(train: TokenStream, targets: npt.NDArray[np.int64]) -> dict
     for start in range(0, train.n_tokens, step):
         part = train.slice(start, min(start + step, train.n_tokens))
         counts += np.bincount(part, minlength=vocab_size)
-    loss = float(-np.log(counts / counts.sum())[targets].mean())
-    return {"unigram_loss": loss, "unigram_perplexity": math.exp(loss)}
+    losses: npt.NDArray[np.float64] = -np.log(counts / counts.sum())
+    return losses
 
 
 def draw_samples(model: GPT, config: EvaluateConfig) -> list[dict[str, Any]]:

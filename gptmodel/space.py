@@ -25,7 +25,7 @@ _NO_SPACE_IN_WORDS = re.compile(r"not enough disk space|no space left on device|
 _SMALL = 1_000_000  # manifest, lock, figures, samples
 _CORPUS_RATIO = 0.5  # zstd Parquet, of plain text
 _SHARD_RATIO = 0.6  # two bytes a token
-_DOCUMENT_ROW = 100  # bytes a document in an evaluation's table
+_DOCUMENT_ROW = 600  # bytes a document in an evaluation's tables
 _LOG_LINE = 1_500  # bytes a step in the run's log and in the published curve
 _FLOAT32 = 4
 _STORE = "GPTFLOW_STORE"
@@ -55,7 +55,7 @@ def training_bytes(model: ModelConfig, train: TrainConfig) -> int:
 
 
 def evaluation_bytes(n_documents: int) -> int:
-    """Of the figures, the table of documents and the samples."""
+    """Of the figures, the tables of documents and the samples."""
     return n_documents * _DOCUMENT_ROW + _SMALL
 
 

@@ -31,7 +31,7 @@ FILES = {
     "shards": ("train-00000.arrow", "train-00001.arrow", "validation-00000.arrow"),
     "checkpoint": ("config.json", "curve.jsonl", "model.safetensors", "samples.jsonl", "training.json"),
     "weights": ("config.json", "model.safetensors"),
-    "evaluation": ("documents.parquet", "evaluation.json", "samples.jsonl"),
+    "evaluation": ("documents.parquet", "evaluation.json", "samples.jsonl", "sources.parquet", "units.parquet"),
 }
 EVERY = [(kind, name) for kind, names in FILES.items() for name in names]
 

@@ -13,7 +13,8 @@ import torch
 
 from gptmodel.artifacts import Artifact, Store
 from gptmodel.config import DecodingConfig, EvaluateConfig, ModelConfig, PipelineConfig
-from gptmodel.evaluation import Scores, decoding_name, document_table, score_tokens, unigram_baseline
+from gptmodel.evaluation import Scores, decoding_name, score_tokens, unigram_losses
+from gptmodel.judging.tables import document_table
 from gptmodel.model import GPT
 from gptmodel.tokenizer import gpt2
 from gptmodel.tokenstream import Shard, TokenStream, open_split
@@ -67,7 +68,7 @@ def test_documents_share_the_total_out(model: GPT) -> None:
     stream = stream_of([5, 6, 50_256], [7, 8, 9, 50_256], [10, 50_256])
     scores = score_tokens(model, stream, EvaluateConfig())
     nats = scores.nats
-    table = document_table(scores, stream).to_pydict()
+    table = document_table(scores, stream, {}).to_pydict()
     assert table["document"] == ["d0", "d1", "d2"]
     assert table["n_tokens"] == [2, 4, 2], "the stream's first token is not predicted; every end token is"
     assert table["nats"] == pytest.approx([nats[:2].sum(), nats[2:6].sum(), nats[6:].sum()])
@@ -80,17 +81,15 @@ def test_documents_without_a_scored_token_are_left_out() -> None:
     nats = np.array([1.0, 2.0, 3.0, 4.0], np.float32)
     ones = np.ones(4, np.int32)
     scores = Scores(np.array([1, 2, 7, 8]), np.array([6, 50_256, 10, 50_256]), nats, nats, ones, nats)
-    table = document_table(scores, stream).to_pydict()
+    table = document_table(scores, stream, {}).to_pydict()
     assert (table["document"], table["n_tokens"], table["nats"]) == (["d0", "d2"], [2, 2], [3.0, 7.0])
 
 
 def test_the_unigram_baseline_by_hand() -> None:
     train = stream_of([1, 1, 1, 2, 50_256])
     total = 5 + 50_257
-    expected = -(math.log(4 / total) + math.log(2 / total) + math.log(1 / total)) / 3
-    found = unigram_baseline(train, np.array([1, 2, 3]))
-    assert found["unigram_loss"] == pytest.approx(expected)
-    assert found["unigram_perplexity"] == pytest.approx(math.exp(expected))
+    expected = [-math.log(4 / total), -math.log(2 / total), -math.log(1 / total)]
+    assert unigram_losses(train)[[1, 2, 3]].tolist() == pytest.approx(expected)
 
 
 @pytest.mark.parametrize(
