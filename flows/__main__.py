@@ -23,6 +23,7 @@ from flows.doctor_command import doctor
 from flows.export_command import export
 from flows.lineage_command import lineage
 from flows.plan_command import plan
+from flows.report_command import report
 from flows.store_commands import store, verify
 from flows.surprise_command import surprise
 from flows.trace_command import trace
@@ -179,6 +180,7 @@ cli.add_command(reproduce)
 cli.add_command(store)
 cli.add_command(card)
 cli.add_command(surprise)
+cli.add_command(report)
 cli.add_command(trace)
 cli.add_command(verify)
 

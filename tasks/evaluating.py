@@ -10,6 +10,7 @@ from gptmodel.evaluation import evaluate
 from tasks.lineage_events import with_events
 from tasks.pages import progress, show_table
 from tasks.policy import STEP
+from tasks.report_pages import show_report_links
 from tasks.steps import figures_of, report
 
 
@@ -29,4 +30,5 @@ def evaluate_model(model: Artifact, shards: Artifact, config: EvaluateConfig, wa
     )
     rows = [{name: sample[name] for name in ("prompt", "decoding", "text")} for sample in artifact.summary["samples"]]
     show_table("samples", rows, f"Text by {model.label}")
+    show_report_links(artifact)
     return report(artifact, reused, figures)

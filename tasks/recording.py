@@ -18,8 +18,6 @@ from mlflow.utils.mlflow_tags import MLFLOW_LOGGED_ARTIFACTS
 
 from gptmodel.artifacts import MANIFEST, Artifact, Store
 from gptmodel.judging.benchmark import RESULTS
-from gptmodel.judging.surprisal import passages_of
-from gptmodel.judging.surprisal_page import surprisal_page
 from gptmodel.lineage import Lineage, artifact_of
 from gptmodel.lineage_graph import as_json
 from gptmodel.lineage_page import page as lineage_page
@@ -28,6 +26,7 @@ from gptmodel.plots import loss_figure, optimizer_figure
 from tasks.cards import evaluation_dataset
 from tasks.mlflow_pages import LINEAGE_JSON, LINEAGE_PAGE, versions_of
 from tasks.model_links import link_model
+from tasks.reporting import folder_of, record_pages
 from tasks.serving import save_served_model
 from tasks.tracking import FINGERPRINT_TAG, client, dataset_input, set_tags
 
@@ -135,17 +134,8 @@ def evaluation_tag(evaluation: Artifact) -> str:
     return f"gptflow.{evaluation.kind}.{evaluation.path.name}"
 
 
-def _folder(evaluation: Artifact) -> str:
-    return f"evaluation/{evaluation.path.name}"
-
-
-def surprisal_place(evaluation: Artifact) -> str:
-    """Where the surprisal map of an evaluation lies among the artifacts of its model's run."""
-    return f"{_folder(evaluation)}/surprisal.html"
-
-
 def record_evaluation(run: Run, evaluation: Artifact, shards: Artifact) -> None:
-    """Log an evaluation to its model's run, once: figures tied to model and dataset, the tables, and the samples."""
+    """Log an evaluation to its model's run, once: figures tied to model and dataset, tables, samples, pages."""
     run_id, split = run.info.run_id, evaluation.summary["split"]
     if run.data.tags.get(evaluation_tag(evaluation)) == evaluation.digest:
         return
@@ -169,14 +159,14 @@ def record_evaluation(run: Run, evaluation: Artifact, shards: Artifact) -> None:
         if isinstance(value, int | float)
     ]
     client().log_batch(run_id, metrics=[metric for metric in metrics if not _is_there(run_id, metric)])
-    where = _folder(evaluation)
+    where = folder_of(evaluation)
     for name in (*evaluation.names(), MANIFEST):
         client().log_artifact(run_id, str(evaluation.path / name), where)
     samples = [json.loads(line) for line in evaluation.file("samples.jsonl").read_text().splitlines()]
     _log_table(run, samples, f"{where}/samples.json")
-    model = artifact_of(Store(evaluation.path.parent.parent), evaluation.request.inputs[0])
-    if passages := passages_of(evaluation):
-        client().log_text(run_id, surprisal_page(passages, model.label, model.digest), surprisal_place(evaluation))
+    store = Store(evaluation.path.parent.parent)
+    model = artifact_of(store, evaluation.request.inputs[0])
+    record_pages(run_id, store, model, evaluation)
     _record_lineage(run_id, model)
     set_tags(run_id, {evaluation_tag(evaluation): evaluation.digest})
 
