@@ -9,7 +9,7 @@ BIN := .venv/bin
 PYTEST := $(BIN)/pytest
 
 .PHONY: help setup pipeline up down status test test-unit test-slow test-gpu lint format types package check lock \
-	chaos screenshots clean
+	chaos screenshots clean bench bench-peers bench-step bench-curves
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' Makefile | sort | sed -E 's/:.*## /\t/' | while IFS=$$'\t' read -r name text; do \
@@ -66,6 +66,21 @@ check: lint types package test ## all that CI checks
 
 lock: setup ## resolve all dependencies anew
 	@.ci/lock
+
+NANOGPT ?=
+bench: bench-step bench-curves ## what the speed rests on, measured; tables and JSON in benchmarks/results
+
+bench-peers: setup ## the packages to race against, in .bench
+	@[ -x .bench/bin/python ] || $(BIN)/python -m venv .bench
+	@$(BIN)/python -c 'import tomllib; \
+	  print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]["benchmark"], sep="\n")' \
+	  | .bench/bin/python -m pip install -q --disable-pip-version-check "$$(grep ^torch== requirements.lock)" -r /dev/stdin
+
+bench-step: bench-peers ## a training step against peers; NANOGPT=path/to/model.py adds nanoGPT
+	@$(BIN)/python -m benchmarks.training_step $(if $(NANOGPT),--nanogpt $(NANOGPT))
+
+bench-curves: setup ## what bfloat16 and Muon do to the loss, over seeds
+	@$(BIN)/python -m benchmarks.curves
 
 screenshots: setup ## pictures of the two web pages for the README; needs `make up`, a run, and Chromium
 	@$(BIN)/python docs/screenshots.py

@@ -94,6 +94,11 @@ def _splits(summary: dict[str, Any], shards: Artifact | None) -> str:
     return table(("split", "documents", "bytes of text", "tokens"), rows)
 
 
+def _optimizer(settings: dict[str, Any]) -> str:
+    adamw = f"AdamW, betas {settings['beta1']} and {settings['beta2']}, decay {settings['weight_decay']}"
+    return f"Muon for the blocks' matrices, and {adamw}" if settings.get("kind") == "muon" else adamw
+
+
 def training(facts: Facts) -> str:
     if not facts.is_trained:
         return ""
@@ -102,7 +107,7 @@ def training(facts: Facts) -> str:
     rows = [
         ("steps", f"{summary['step']:,} of {train['max_steps']:,}{_how_it_ended(facts)}"),
         ("tokens", f"{facts.tokens:,} ({per_step:,} a step){_times(facts)}"),
-        ("optimizer", f"AdamW, betas {optimizer['beta1']} and {optimizer['beta2']}, decay {optimizer['weight_decay']}"),
+        ("optimizer", _optimizer(optimizer)),
         (
             "learning rate",
             f"{optimizer['learning_rate']:g}, {optimizer['schedule']}, {optimizer['warmup_steps']} steps of warm-up",

@@ -203,10 +203,13 @@ class ModelConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class OptimizerConfig:
-    """AdamW (Loshchilov and Hutter 2019) with decay on matrices only, and its learning-rate schedule."""
+    """AdamW (Loshchilov and Hutter 2019) or Muon, with decay on matrices only, and the learning-rate schedule."""
 
     __pydantic_config__: ClassVar[Any] = _STRICT
 
+    kind: Literal["adamw", "muon"] = "adamw"
+    """muon: the blocks' matrices by Muon (Jordan et al. 2024), with updates as large as AdamW's (Liu et al. 2025,
+    arXiv:2502.16982), so that learning rate and decay keep their meaning; all else stays with AdamW."""
     learning_rate: float = 6e-4
     """Peak learning rate."""
     min_learning_rate_ratio: float = 0.1
@@ -227,6 +230,8 @@ class OptimizerConfig:
     """Decoupled decay of matrices and embeddings; vectors (biases, norms) are not decayed."""
     grad_clip: float = 1.0
     """Largest global gradient norm; 0 does not clip."""
+
+    LATER: ClassVar[Mapping[str, Any]] = {"kind": "adamw"}
 
     def __post_init__(self) -> None:
         _check(

@@ -28,7 +28,7 @@ log = logging.getLogger(__name__)
 ERROR_FILE = "error.json"
 ERROR_ROOM = 4096  # bytes kept free in it, so that a full disk can still be told of
 _STOP_SECONDS = 120.0  # a step and a checkpoint must fit in
-_ALLOCATOR = {
+ALLOCATOR = {
     # glibc returns large blocks at every step otherwise: 10 to 15 % of a step on a processor.
     "MALLOC_MMAP_THRESHOLD_": "1073741824",
     "MALLOC_TRIM_THRESHOLD_": "2147483647",
@@ -79,7 +79,7 @@ def child_environment(threads: int) -> dict[str, str]:
     """Of a process that trains; 0 threads is one for each core."""
     paths = [str(Path(gptmodel.__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
     return {
-        **_ALLOCATOR,
+        **ALLOCATOR,
         **os.environ,
         "OMP_NUM_THREADS": str(threads or os.cpu_count() or 1),
         "CUBLAS_WORKSPACE_CONFIG": ":4096:8",  # what deterministic kernels need

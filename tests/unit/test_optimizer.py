@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import pytest
 import torch
 
-from gptmodel.config import ModelConfig, OptimizerConfig
+from gptmodel.checkpoint import Checkpointer, TrainState
+from gptmodel.config import ModelConfig, OptimizerConfig, recipe
 from gptmodel.model import GPT
 from gptmodel.optimizer import learning_rate, make_optimizer
 from gptmodel.training import clip_gradients
+
+SMALL = ModelConfig(vocab_size=50, context_length=8, n_layer=1, n_head=1, n_embd=16)
 
 
 def test_only_matrices_decay() -> None:
@@ -60,3 +64,50 @@ def test_clipping_scales_a_gradient_that_is_too_long_and_no_other() -> None:
     assert clip_gradients(model, math.inf) == pytest.approx(1.0)
     model.wte.weight.grad = torch.full_like(model.wte.weight, math.nan)
     assert math.isnan(clip_gradients(model, 1.0))
+
+
+def test_muon_takes_the_matrices_of_the_blocks_and_adamw_the_rest() -> None:
+    model = GPT(SMALL, seed=1)
+    optimizer = make_optimizer(model, OptimizerConfig(kind="muon", learning_rate=0.1, weight_decay=0.0))
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    train(model, optimizer, range(1))
+    for name, p in model.named_parameters():
+        matrix = name.startswith("blocks.") and p.dim() == 2
+        assert ("momentum_buffer" in optimizer.state[p], "exp_avg" in optimizer.state[p]) == (matrix, not matrix)
+        if (
+            matrix
+        ):  # the update is near orthogonal: all its directions are of about one length, 0.2 * sqrt(width) * rate
+            lengths = torch.linalg.svdvals(before[name] - p.detach()) / (0.09 * 0.2 * max(p.shape) ** 0.5)
+            assert lengths.max() < 1.4
+            assert lengths.median() > 0.5
+
+
+def test_muon_goes_on_from_a_checkpoint_to_the_bit(tmp_path: Path) -> None:
+    config = OptimizerConfig(kind="muon", learning_rate=0.01)
+    whole = GPT(SMALL, seed=1)
+    train(whole, make_optimizer(whole, config), range(4))
+    first, second = GPT(SMALL, seed=1), GPT(SMALL, seed=2)
+    optimizer, later = make_optimizer(first, config), make_optimizer(second, config)
+    train(first, optimizer, range(2))
+    checkpoints = Checkpointer(tmp_path, 1)
+    checkpoints.save(first, optimizer, TrainState(step=2))
+    checkpoints.close()
+    assert checkpoints.load(2, second, later).step == 2
+    train(second, later, range(2, 4))
+    for name, p in whole.named_parameters():
+        assert torch.equal(p, second.get_parameter(name)), name
+
+
+def test_adamw_is_named_in_no_recipe_so_that_earlier_models_are_still_found() -> None:
+    assert "kind" not in recipe(OptimizerConfig())
+    assert recipe(OptimizerConfig(kind="muon"))["kind"] == "muon"
+
+
+def train(model: GPT, optimizer: torch.optim.Optimizer, steps: range) -> None:
+    for step in steps:
+        ids = torch.randint(50, (2, 9), generator=torch.Generator().manual_seed(step))
+        for group in optimizer.param_groups:
+            group["lr"] = 0.9 ** (step + 1) * 0.1
+        torch.autograd.backward(model.loss(ids[:, :-1], ids[:, 1:]))
+        optimizer.step()
+        optimizer.zero_grad()

@@ -1,0 +1,40 @@
+"""The benchmarks run from end to end at a tiny size, so that they still do when somebody needs a figure: slow."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def run(*arguments: object) -> str:
+    command = [sys.executable, "-m", *map(str, arguments)]
+    return subprocess.run(command, check=True, capture_output=True, text=True, cwd=ROOT).stdout
+
+
+@pytest.mark.slow
+def test_a_race_against_transformers_starts_from_the_same_loss(tmp_path: Path) -> None:
+    out = tmp_path / "found.json"
+    sizes = ["--sizes", 1, 2, 32, 2, 16, "--vocab", 300, "--rounds", 1, "--threads", 1, "--dtype", "float32"]
+    against = ["--peers", sys.executable, "--against", "transformers:float32,transformers:bfloat16"]
+    printed = run("benchmarks.training_step", *sizes, *against, "--out", out)
+    rows = json.loads(out.read_text())["rows"]
+    assert [row["peer_dtype"] for row in rows] == ["float32", "bfloat16"]
+    for row in rows:
+        assert not row["void"]
+        assert min(row["wall"]["ratio"], row["cpu"]["ratio"], *row["peak_bytes"].values()) > 0
+    assert rows[0]["first_loss"]["ours"] == pytest.approx(rows[0]["first_loss"]["peer"], abs=1e-5)
+    assert "| given | transformers bfloat16 |" in printed
+
+
+@pytest.mark.slow
+def test_curves_of_all_choices_are_compared(tmp_path: Path) -> None:
+    run("benchmarks.curves", "--seeds", 1, "--steps", 20, "--width", 16, "--out", tmp_path / "found.json")
+    found = json.loads((tmp_path / "found.json").read_text())
+    assert {len(curve["1"]) for curve in found["curves"].values()} == {21}
+    assert all(losses[0] < 10.8 for losses in found["last_validation_loss"].values())
