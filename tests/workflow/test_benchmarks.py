@@ -18,6 +18,7 @@ def run(*arguments: object) -> str:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)
 def test_a_race_against_transformers_starts_from_the_same_loss(tmp_path: Path) -> None:
     out = tmp_path / "found.json"
     sizes = ["--sizes", 1, 2, 32, 2, 16, "--vocab", 300, "--rounds", 1, "--threads", 1, "--dtype", "float32"]
@@ -33,6 +34,7 @@ def test_a_race_against_transformers_starts_from_the_same_loss(tmp_path: Path) -
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)
 def test_curves_of_all_choices_are_compared(tmp_path: Path) -> None:
     run("benchmarks.curves", "--seeds", 1, "--steps", 20, "--width", 16, "--out", tmp_path / "found.json")
     found = json.loads((tmp_path / "found.json").read_text())
