@@ -54,7 +54,7 @@ def _nucleus(values_K: Tensor, p: float) -> tuple[Tensor, Tensor]:
     """
     total = values_K.logsumexp(-1)
     for size in (min(_HEAD, len(values_K)), len(values_K)):
-        ordered, places = values_K.topk(size)
+        ordered, places = values_K.topk(size) if size < len(values_K) else values_K.sort(descending=True, stable=True)
         probs = (ordered - total).exp()
         n = max(1, int(((probs.cumsum(-1) - probs) < p).sum()))  # those before which p is not yet reached
         if n < size:
