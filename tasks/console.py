@@ -53,11 +53,14 @@ def start_server_apart() -> None:
     The terminal sends the signal to every process of the command; without its server the end of a run could not be
     told, and each message that is lost would be a screenful.
     """
-    from prefect.server.api.server import SubprocessASGIServer
     from prefect.settings import PREFECT_API_URL
 
     if PREFECT_API_URL.value():
         return
+    from prefect.server.api.server import (
+        SubprocessASGIServer,
+    )  # late: 3.5 s of processor
+
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # a child is born with what its parent blocks
     try:
         SubprocessASGIServer().start()  # there is one in a process; the flow finds it running
