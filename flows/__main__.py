@@ -102,15 +102,24 @@ def pretrain(shards: str, preset: str, file: Path | None, sets: tuple[str, ...],
 @cli.command()
 @click.option("--model", default="", help="Checkpoint or weights of the store; left out, the newest checkpoint.")
 @click.option("--shards", default="", help="Shards of the store; left out, those that the settings ask for.")
+@click.option("--against", default="", metavar="MODEL", help="Another model, to compare with by a paired bootstrap.")
 @_settings_options
 def evaluate(
-    model: str, shards: str, preset: str, file: Path | None, sets: tuple[str, ...], wait: bool, as_json: bool
+    model: str,
+    shards: str,
+    against: str,
+    preset: str,
+    file: Path | None,
+    sets: tuple[str, ...],
+    wait: bool,
+    as_json: bool,
 ) -> None:
-    """Score a model on shards, and let it write samples."""
+    """Score a model on shards, and let it write samples; or compare it with another on the same documents."""
     name, overrides = _overrides(preset, file, sets)
     from flows.evaluate import evaluate as flow
 
-    _show(_run(flow, model=model, shards=shards, preset=name, overrides=overrides, wait=wait), as_json)
+    asked = {"model": model, "shards": shards, "against": against}
+    _show(_run(flow, **asked, preset=name, overrides=overrides, wait=wait), as_json)
 
 
 @cli.command("import")

@@ -8,7 +8,7 @@ from gptmodel.artifacts import Artifact, find_model, open_store
 from gptmodel.overrides import PipelineOverrides, given
 from gptmodel.presets import PresetName
 from gptmodel.settings import load_config
-from tasks.evaluating import evaluate_model
+from tasks.evaluating import compare_models, evaluate_model
 from tasks.holding import hold, holding
 from tasks.preparing import find_shards
 
@@ -20,6 +20,7 @@ def evaluate(
     preset: PresetName = "quickstart",
     overrides: PipelineOverrides | None = None,  # type: ignore[valid-type]
     wait: bool = False,
+    against: str = "",
 ) -> dict[str, Artifact]:
     """Judge any checkpoint or imported weights on any shards.
 
@@ -29,9 +30,16 @@ def evaluate(
         preset: The settings to start from; corpus, shards and evaluate are used.
         overrides: Single settings to change.
         wait: Wait for another run that makes the same, instead of refusing.
+        against: Another model, judged on the same shards too: is the first one better, and how sure is that?
     """
     config = load_config(preset, overrides=given(overrides))
     with holding():
         judged = hold(find_model(open_store(), model))
         scored = find_shards(shards, config, wait)
-        return {"model": judged, "shards": scored, "evaluation": evaluate_model(judged, scored, config.evaluate, wait)}
+        champion = hold(find_model(open_store(), against)) if against else None
+        evaluation = evaluate_model(judged, scored, config.evaluate, wait)
+        found = {"model": judged, "shards": scored, "evaluation": evaluation}
+        if champion is not None:
+            theirs = evaluate_model(champion, scored, config.evaluate, wait)
+            found["comparison"] = compare_models(theirs, evaluation, config.evaluate, wait)
+        return found

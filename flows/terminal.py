@@ -17,13 +17,26 @@ from rich.table import Table
 from gptmodel.artifacts import Artifact, find_model, open_store
 from gptmodel.config import DecodingConfig
 from gptmodel.errors import TrackingError, first_line
+from gptmodel.judging.units import resampled_words
 
 _FIGURES = {
     "corpus": ("documents", "train_documents", "validation_documents", "empty_dropped", "duplicates_dropped"),
     "shards": ("train_tokens", "validation_tokens", "shards", "documents_tokenized", "documents_reused"),
     "checkpoint": ("step", "tokens", "train_loss", "best_validation_loss", "best_validation_perplexity", "seconds"),
     "weights": ("n_params", "source", "revision", "dtype"),
-    "evaluation": ("loss", "perplexity", "bits_per_byte", "unigram_loss", "unigram_perplexity", "tokens"),
+    "evaluation": (
+        "loss",
+        "perplexity",
+        "plain_perplexity",
+        "bits_per_byte",
+        "bits_per_char",
+        "accuracy",
+        "calibration_error",
+        "unigram_loss",
+        "unigram_perplexity",
+        "stride",
+        "tokens",
+    ),
 }
 
 
@@ -48,9 +61,15 @@ def show(artifacts: dict[str, Artifact]) -> None:
         table = Table("", "", show_header=False, box=None, title=f"[bold]{artifact.label}", title_justify="left")
         for name in _FIGURES.get(artifact.kind, ()):
             if name in artifact.summary:
-                table.add_row(f"  {name.replace('_', ' ')}", _number(artifact.summary[name]))
+                pair = artifact.summary.get("intervals", {}).get(name)
+                bounds = f"  {_number(pair[0])} to {_number(pair[1])}" if pair else ""
+                table.add_row(f"  {name.replace('_', ' ')}", _number(artifact.summary[name]) + bounds)
+        if "resampling" in artifact.summary:
+            table.add_row("", resampled_words(artifact.summary))
         table.add_row("  directory", str(artifact.path))
         console.print(table)
+        if artifact.kind == "comparison":
+            console.print(_comparison_table(artifact))
         if artifact.kind == "benchmark":
             console.print(_benchmark_table(artifact))
     for sample in [s for a in artifacts.values() if a.kind == "evaluation" for s in a.summary["samples"]][1:2]:
@@ -59,6 +78,19 @@ def show(artifacts: dict[str, Artifact]) -> None:
     if "model" in artifacts:
         console.print(f"\nLet it write:  .venv/bin/gptflow generate --model {artifacts['model'].label} 'My fellow'")
     console.print(_how_to_see())
+
+
+def _comparison_table(artifact: Artifact) -> Table:
+    told = artifact.summary
+    table = Table(box=None, title=f"{told['challenger']} against {told['champion']}", title_justify="left")
+    for name in ("  figure", "champion", "challenger", "difference", "interval", "P(better)"):
+        table.add_column(name, justify="left" if name == "  figure" else "right")
+    for row in told["differences"]:
+        numbers = [_number(row[name]) for name in ("champion", "challenger", "difference")]
+        bounds = f"{_number(row['low'])} to {_number(row['high'])}"
+        table.add_row(f"  {row['name'].replace('_', ' ')}", *numbers, bounds, f"{row['p_better']:.3f}")
+    table.add_row("  " + resampled_words({"resampling": told}))
+    return table
 
 
 def _benchmark_table(artifact: Artifact) -> Table:

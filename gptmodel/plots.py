@@ -44,6 +44,26 @@ def optimizer_figure(lines: Lines) -> Figure:
     return _finish(figure, axes, "Learning rate and gradient norm")
 
 
+def calibration_figure(bins: Lines) -> Figure:
+    """How often the most probable token was right, against how probable the model held it; on the line it is honest."""
+    figure, axes = _figure()
+    shown = [found for found in bins if found["tokens"]]
+    sure, right = ([found[name] for found in shown] for name in ("probability", "accuracy"))
+    axes.plot([0, 1], [0, 1], color=_GREY, linestyle="--", linewidth=1.0, label="as sure as right")
+    axes.plot(sure, right, color=_BLUE, marker="o", markersize=5, label="the model")
+    counts = axes.twinx()
+    places, heights = [found["above"] for found in shown], [found["tokens"] for found in shown]
+    counts.bar(places, heights, 1 / len(bins), align="edge", color=_ORANGE, alpha=0.25)
+    counts.set_ylabel("tokens (bars)")
+    counts.set_yscale("log")
+    axes.set_xlabel("probability of the most probable token")
+    axes.set_ylabel("share of such tokens that were right")
+    axes.set_title("Calibration")
+    axes.grid(alpha=0.25)
+    axes.legend(loc="upper left", frameon=False)
+    return figure
+
+
 def _figure() -> tuple[Figure, Any]:
     from matplotlib.figure import Figure
 

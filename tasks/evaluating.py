@@ -2,16 +2,36 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import pyarrow.parquet as pq
 from prefect import task
 
 from gptmodel.artifacts import Artifact, open_store
 from gptmodel.config import EvaluateConfig
 from gptmodel.evaluation import evaluate
+from gptmodel.judging.comparison import compare
+from gptmodel.judging.units import resampled_words
 from tasks.lineage_events import with_events
 from tasks.pages import progress, show_table
 from tasks.policy import STEP
 from tasks.report_pages import show_report_links
 from tasks.steps import figures_of, report
+
+_TOLD = (
+    "loss",
+    "perplexity",
+    "plain_perplexity",
+    "bits_per_byte",
+    "bits_per_char",
+    "accuracy",
+    "accuracy_at_5",
+    "calibration_error",
+    "unigram_perplexity",
+    "stride",
+    "tokens",
+)
+_MOST_SOURCES = 50
 
 
 @task(name="evaluate", task_run_name="evaluate on {config.split}", **STEP)
@@ -24,11 +44,37 @@ def evaluate_model(model: Artifact, shards: Artifact, config: EvaluateConfig, wa
     with progress("evaluating") as update:
         artifact, reused = evaluate(store, model, shards, config, wait=wait, progress=update)
     settle(lambda: sync_evaluation(store, artifact), artifact.label)
-    figures = figures_of(artifact, "loss", "perplexity", "bits_per_byte", "unigram_perplexity", "tokens")
-    show_table(
-        "evaluation", [{"figure": k, "value": v} for k, v in figures.items()], f"{model.label} on {shards.label}"
-    )
+    figures = figures_of(artifact, *_TOLD)
+    show_table("evaluation", _rows(artifact), f"{model.label} on {shards.label}: {resampled_words(artifact.summary)}")
+    if "sources.parquet" in artifact.names():
+        sources = pq.read_table(artifact.file("sources.parquet")).slice(0, _MOST_SOURCES)
+        show_table("sources", sources.to_pylist(), "By source, the hardest first")
     rows = [{name: sample[name] for name in ("prompt", "decoding", "text")} for sample in artifact.summary["samples"]]
     show_table("samples", rows, f"Text by {model.label}")
     show_report_links(artifact)
     return report(artifact, reused, figures)
+
+
+@task(name="compare", task_run_name="compare {challenger.label} with {champion.label}", **STEP)
+@with_events
+def compare_models(champion: Artifact, challenger: Artifact, config: EvaluateConfig, wait: bool = False) -> Artifact:
+    """Is the challenger's evaluation better than the champion's? A paired bootstrap over the same documents."""
+    from tasks.syncing import settle, sync_comparison
+
+    store = open_store()
+    artifact, reused = compare(store, champion, challenger, config, wait=wait)
+    settle(lambda: sync_comparison(store, artifact), artifact.label)
+    told = artifact.summary
+    words = f"{told['challenger']} against {told['champion']}: {resampled_words({'resampling': told})}"
+    show_table("comparison", told["differences"], words)
+    return report(artifact, reused, figures_of(artifact, "champion", "challenger", "split", "unit", "units"))
+
+
+def _rows(artifact: Artifact) -> list[dict[str, Any]]:
+    summary, intervals = artifact.summary, artifact.summary.get("intervals", {})
+    return [
+        {"figure": name.replace("_", " "), "value": summary[name], "low": low, "high": high}
+        for name in _TOLD
+        if name in summary
+        for low, high in [intervals.get(name, (None, None))]
+    ]

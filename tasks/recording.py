@@ -22,7 +22,7 @@ from gptmodel.lineage import Lineage, artifact_of
 from gptmodel.lineage_graph import as_json
 from gptmodel.lineage_page import page as lineage_page
 from gptmodel.metrics_log import read_lines
-from gptmodel.plots import loss_figure, optimizer_figure
+from gptmodel.plots import calibration_figure, loss_figure, optimizer_figure
 from tasks.cards import evaluation_dataset
 from tasks.mlflow_pages import LINEAGE_JSON, LINEAGE_PAGE, versions_of
 from tasks.model_links import link_model
@@ -155,11 +155,14 @@ def record_evaluation(run: Run, evaluation: Artifact, shards: Artifact) -> None:
             dataset_digest=dataset["digest"],
             run_id=run_id,
         )
-        for key, value in evaluation.summary.items()
+        for key, value in (evaluation.summary | _bounds(evaluation.summary)).items()
         if isinstance(value, int | float)
     ]
     client().log_batch(run_id, metrics=[metric for metric in metrics if not _is_there(run_id, metric)])
     where = folder_of(evaluation)
+    told = json.loads(evaluation.file("evaluation.json").read_text())
+    if "calibration" in told:
+        client().log_figure(run_id, calibration_figure(told["calibration"]), f"{where}/calibration.png")
     for name in (*evaluation.names(), MANIFEST):
         client().log_artifact(run_id, str(evaluation.path / name), where)
     samples = [json.loads(line) for line in evaluation.file("samples.jsonl").read_text().splitlines()]
@@ -204,6 +207,36 @@ def _metric_name(row: dict[str, Any], asked: dict[str, Any]) -> str:
     said += [f"first {asked['limit']}"] if asked["limit"] else []
     said += [asked["gen_kwargs"]] if asked["gen_kwargs"] else []
     return re.sub(r"[^\w\-./ ]", "", f"benchmark/{' '.join([row['task'], *said])}/{row['metric']}")
+
+
+def _bounds(summary: dict[str, Any]) -> dict[str, float]:
+    """The interval of each figure as two figures; evaluations of recipe 1 have none."""
+    told: dict[str, list[float]] = summary.get("intervals", {})
+    return {f"{name}_{side}": pair[i] for name, pair in told.items() for i, side in enumerate(("low", "high"))}
+
+
+def record_comparison(run: Run, comparison: Artifact) -> None:
+    """Log a comparison to the challenger's run, once: each difference, its interval, and P(better)."""
+    run_id, told = run.info.run_id, comparison.summary
+    if run.data.tags.get(comparison_tag(comparison)) == comparison.digest:
+        return
+    where = f"evaluation/{told['split']}/against/{told['champion'].split('/')[1][:8]}"
+    values = {
+        f"{where}/{row['name']}{suffix}": row[kind]
+        for row in told["differences"]
+        for suffix, kind in (("", "difference"), ("_low", "low"), ("_high", "high"), ("_p_better", "p_better"))
+    }
+    finished = _finished_ms(comparison)
+    metrics = [Metric(key, float(value), finished, 0, run_id=run_id) for key, value in values.items()]
+    client().log_batch(run_id, metrics=[metric for metric in metrics if not _is_there(run_id, metric)])
+    for name in (*comparison.names(), MANIFEST):
+        client().log_artifact(run_id, str(comparison.path / name), f"comparison/{comparison.path.name}")
+    set_tags(run_id, {comparison_tag(comparison): comparison.digest})
+
+
+def comparison_tag(comparison: Artifact) -> str:
+    """The tag of the challenger's run that holds the comparison; its value is the comparison's digest."""
+    return f"gptflow.comparison.{comparison.path.name}"
 
 
 def _finished_ms(artifact: Artifact) -> int:

@@ -14,6 +14,7 @@ from mlflow.entities import Run
 from gptmodel.artifacts import MANIFEST, Artifact, Store, load_artifact
 from gptmodel.errors import LockHeldError, LockLostError, first_line
 from gptmodel.judging.benchmark import KIND as BENCHMARK
+from gptmodel.judging.comparison import KIND as COMPARISON
 from gptmodel.lineage import artifact_of, chain_of
 from gptmodel.lineage_graph import JUDGEMENTS
 from gptmodel.locks import Hold, exclusive
@@ -21,7 +22,14 @@ from gptmodel.pretraining import RUNS, run_dir_of
 from tasks.carding import CARD_TAG, record_card
 from tasks.cards import CARD_FILE, Card, load_card, model_card, save_card
 from tasks.feed import FLUSH_SECONDS, LOCK_FILE, METRICS_FILE, Feed, noted_state
-from tasks.recording import evaluation_tag, record_benchmark, record_evaluation, record_model
+from tasks.recording import (
+    comparison_tag,
+    evaluation_tag,
+    record_benchmark,
+    record_comparison,
+    record_evaluation,
+    record_model,
+)
 from tasks.tracking import COMPLETE_TAG, FAILURES, bounded, client, set_status, set_tags
 
 log = logging.getLogger(__name__)
@@ -43,10 +51,15 @@ def sync_store(store: Store) -> Iterator[Outcome]:
     """Send what MLflow lacks of every run, model and evaluation of the store. Ends early if MLflow is out of reach."""
     runs = [card.parent for card in sorted((store.root / RUNS).glob(f"*/{CARD_FILE}"))]
     evaluations = [m.parent for kind in JUDGEMENTS for m in sorted((store.root / kind).glob(f"[!.]*/{MANIFEST}"))]
-    for path in (*runs, *evaluations):
+    comparisons = [m.parent for m in sorted((store.root / COMPARISON).glob(f"[!.]*/{MANIFEST}"))]
+    for path in (*runs, *evaluations, *comparisons):
         label = f"{path.parent.name.replace(RUNS, 'run')}/{path.name}"
         try:
-            yield sync_run(store, path) if path in runs else sync_evaluation(store, load_artifact(path))
+            if path in runs:
+                yield sync_run(store, path)
+            else:
+                send = sync_comparison if path in comparisons else sync_evaluation
+                yield send(store, load_artifact(path))
         except (LockHeldError, LockLostError) as error:
             yield Outcome(label, "in use", detail=str(error))
         except Exception as error:  # one odd artifact must not keep all others from being told
@@ -118,6 +131,22 @@ def sync_evaluation(store: Store, evaluation: Artifact) -> Outcome:
         else:
             record_evaluation(run, evaluation, artifact_of(store, evaluation.request.inputs[1]))
     return Outcome(evaluation.label, "sent")
+
+
+def sync_comparison(store: Store, comparison: Artifact) -> Outcome:
+    """A comparison of two evaluations, after the run of the challenger."""
+    challenger = artifact_of(store, comparison.request.inputs[1])
+    sync_evaluation(store, challenger)
+    model = artifact_of(store, challenger.request.inputs[0])
+    run_dir = run_dir_of(store, model.fingerprint)
+    card = load_card(run_dir)
+    with _alone(run_dir, card) as hold:
+        _, run = _sync_run(store, run_dir, card, hold)
+        if run.data.tags.get(comparison_tag(comparison)) == comparison.digest:
+            return Outcome(comparison.label, "current")
+        hold.check()
+        record_comparison(run, comparison)
+    return Outcome(comparison.label, "sent")
 
 
 def settle(work: Callable[[], object], what: str, n_bytes: int = 0) -> None:

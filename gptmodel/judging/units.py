@@ -124,6 +124,17 @@ def calibration_bins(units: Units) -> list[dict[str, Any]]:
     ]
 
 
+def resampled_words(summary: dict[str, Any]) -> str:
+    """How the intervals of an evaluation or a comparison were drawn, in words."""
+    told = summary.get("resampling", {})
+    if not told.get("resamples") or told["units"] < 2:
+        return "without intervals"
+    return (
+        f"{told['confidence']:.0%} intervals from {told['resamples']:,} draws of {told['units']:,} units "
+        f"({told['unit']}), worth {told['effective_units']:.1f} of equal length"
+    )
+
+
 def save_units(units: Units, path: Path) -> None:
     """One row a unit; the bins as lists."""
     columns = {name: part if part.ndim == 1 else list(part) for name, part in units.columns.items()}
