@@ -82,14 +82,14 @@ def show(artifacts: dict[str, Artifact]) -> None:
 
 def _comparison_table(artifact: Artifact) -> Table:
     told = artifact.summary
-    table = Table(box=None, title=f"{told['challenger']} against {told['champion']}", title_justify="left")
+    title = f"{told['challenger']} against {told['champion']}\n{resampled_words({'resampling': told})}"
+    table = Table(box=None, title=title, title_justify="left")
     for name in ("  figure", "champion", "challenger", "difference", "interval", "P(better)"):
         table.add_column(name, justify="left" if name == "  figure" else "right")
     for row in told["differences"]:
         numbers = [_number(row[name]) for name in ("champion", "challenger", "difference")]
         bounds = f"{_number(row['low'])} to {_number(row['high'])}"
         table.add_row(f"  {row['name'].replace('_', ' ')}", *numbers, bounds, f"{row['p_better']:.3f}")
-    table.add_row("  " + resampled_words({"resampling": told}))
     return table
 
 
