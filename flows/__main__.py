@@ -22,6 +22,7 @@ from flows.compare_commands import diff, reproduce
 from flows.doctor_command import doctor
 from flows.export_command import export
 from flows.lineage_command import lineage
+from flows.overlap_command import overlap
 from flows.plan_command import plan
 from flows.report_command import report
 from flows.store_commands import store, verify
@@ -184,6 +185,7 @@ cli.add_command(diff)
 cli.add_command(doctor)
 cli.add_command(export)
 cli.add_command(lineage)
+cli.add_command(overlap)
 cli.add_command(plan)
 cli.add_command(reproduce)
 cli.add_command(store)

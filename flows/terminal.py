@@ -36,6 +36,7 @@ _FIGURES = {
         "unigram_perplexity",
         "stride",
         "tokens",
+        *("distinct_2", "self_bleu", "memorisation_rate", "overlap_tokens_max", "unseen_overlap_tokens_max"),
     ),
 }
 

@@ -441,6 +441,8 @@ class EvaluateConfig:
     """Greedy, temperature, top-k and top-p, unless you say otherwise."""
     samples_per_prompt: int = 1
     """Texts for each prompt and decoding, each with draws of its own; greedy ones are all the same."""
+    memorised_tokens: int = 16
+    """A sample with a passage of so many tokens that stands in the training text to the byte counts as memorised."""
 
     EXECUTION: ClassVar[frozenset[str]] = frozenset({"batch_size"})
     LATER: ClassVar[Mapping[str, Any]] = {"samples_per_prompt": 1}
@@ -449,7 +451,10 @@ class EvaluateConfig:
         _check(
             self,
             [
-                (self.samples_per_prompt < 1, f"samples_per_prompt is {self.samples_per_prompt}; give at least 1"),
+                *(
+                    (getattr(self, name) < 1, f"{name} is {getattr(self, name)}; give at least 1")
+                    for name in ("samples_per_prompt", "memorised_tokens")
+                ),
                 (self.batch_size < 1, f"batch_size is {self.batch_size}; give at least 1"),
                 (self.max_tokens < 0, f"max_tokens is {self.max_tokens}; use 0 for all, or a positive number"),
                 *(

@@ -19,6 +19,8 @@ from gptmodel.artifacts import Artifact, Request, Store, write_atomic
 from gptmodel.config import DecodingConfig, EvaluateConfig, recipe
 from gptmodel.errors import ConfigError, DataError
 from gptmodel.judging.bootstrap import interval, resampled
+from gptmodel.judging.diversity import repetition
+from gptmodel.judging.memorisation import remembered
 from gptmodel.judging.scoring import Progress, Scores, score_tokens, stride_of
 from gptmodel.judging.surprisal import SURPRISAL_FILE, as_json, read_documents
 from gptmodel.judging.tables import document_table, origins, source_table
@@ -49,7 +51,8 @@ def evaluate(
     """Return (evaluation artifact, reused) of a checkpoint or imported weights on one split of the shards.
 
     Files: `evaluation.json` (figures, their intervals, calibration), `documents.parquet`, `sources.parquet`,
-    `units.parquet` (what the intervals were drawn from), `surprisal.json`, `samples.jsonl`.
+    `units.parquet` (what the intervals were drawn from), `surprisal.json`, `samples.jsonl`, and `repetition.json`: how
+    much the samples repeat themselves, each other, and the training text.
     """
     request = Request(KIND, RECIPE_VERSION, recipe(config), (model.ref, shards.ref))
 
@@ -74,10 +77,11 @@ def evaluate(
             gpt, stream, came_from, passages=config.surprisal_passages, max_tokens=config.surprisal_tokens
         )
         write_atomic(directory / SURPRISAL_FILE, as_json(passages))
-        samples = draw_samples(gpt, config)
+        samples, judged = judge_samples(draw_samples(gpt, config), shards, config)
         lines = [json.dumps(sample, ensure_ascii=False) + "\n" for sample in samples]
         write_atomic(directory / "samples.jsonl", "".join(lines))
-        return {**told, "split": config.split, "samples": samples[:8]}
+        write_atomic(directory / "repetition.json", json.dumps(judged, indent=2) + "\n")
+        return {**told, **judged, "split": config.split, "samples": samples[:8]}
 
     needed = evaluation_bytes(shards.summary[f"{config.split}_documents"])
     artifact, reused = store.produce(request, build, wait=wait, needed=needed)
@@ -139,6 +143,17 @@ def draw_samples(model: GPT, config: EvaluateConfig) -> list[dict[str, Any]]:
         for decoding in config.decodings
         for text in continue_texts(model, [prompt] * config.samples_per_prompt, decoding)
     ]
+
+
+def judge_samples(
+    samples: list[dict[str, Any]], shards: Artifact, config: EvaluateConfig
+) -> tuple[list[dict[str, Any]], dict[str, float]]:
+    """(samples, each with its longest passage of training text, figures of all). Nothing to say without samples."""
+    if not samples:
+        return samples, {}
+    train, validation = (open_split(shards, split) for split in ("train", "validation"))
+    rows, figures = remembered(samples, train, validation, config.memorised_tokens)
+    return [{**sample, **row} for sample, row in zip(samples, rows, strict=True)], {**repetition(samples), **figures}
 
 
 def decoding_name(decoding: DecodingConfig) -> str:

@@ -14,11 +14,12 @@ _BLOCK = 1 << 15  # tokens or characters at a time, so that what is held does no
 
 
 class Spelling:
-    """Spells out tokens of one vocabulary. Safe to share between threads."""
+    """Spells out tokens of one vocabulary, the end token as `end`. Safe to share between threads."""
 
-    def __init__(self, tokenizer: Tokenizer) -> None:
+    def __init__(self, tokenizer: Tokenizer, end: bytes = b"") -> None:
         self._lengths = tokenizer.byte_lengths.astype(np.int32)
-        words = [tokenizer.token_bytes(i) if length else b"" for i, length in enumerate(self._lengths)]
+        self._lengths[tokenizer.end_token] = len(end)
+        words = [tokenizer.token_bytes(i) if i != tokenizer.end_token else end for i in range(tokenizer.vocab_size)]
         self._letters = np.frombuffer(b"".join(words), np.uint8)
         self._starts = np.cumsum(self._lengths, dtype=np.int32) - self._lengths
 
@@ -30,13 +31,14 @@ class Spelling:
         """Whether these tokens spell these texts, joined, to the byte. Holds a block of both at a time."""
         spelled, written = sha256(), sha256()
         for i in range(0, len(tokens), _BLOCK):
-            spelled.update(self._bytes(tokens[i : i + _BLOCK]).data)
+            spelled.update(self.spell(tokens[i : i + _BLOCK]).data)
         for text in texts:
             for i in range(0, len(text), _BLOCK):
                 written.update(text[i : i + _BLOCK].encode())
         return spelled.digest() == written.digest()
 
-    def _bytes(self, tokens: Tokens) -> npt.NDArray[np.uint8]:
+    def spell(self, tokens: Tokens) -> npt.NDArray[np.uint8]:
+        """The bytes of these tokens, one after the other."""
         lengths = self._lengths.take(
             tokens, mode="clip"
         )  # an id beyond the vocabulary spells nothing, as the end token

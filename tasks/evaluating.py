@@ -30,6 +30,10 @@ _TOLD = (
     "unigram_perplexity",
     "stride",
     "tokens",
+    "distinct_2",
+    "self_bleu",
+    "memorisation_rate",
+    "overlap_tokens_max",
 )
 _MOST_SOURCES = 50
 
@@ -49,7 +53,8 @@ def evaluate_model(model: Artifact, shards: Artifact, config: EvaluateConfig, wa
     if "sources.parquet" in artifact.names():
         sources = pq.read_table(artifact.file("sources.parquet")).slice(0, _MOST_SOURCES)
         show_table("sources", sources.to_pylist(), "By source, the hardest first")
-    rows = [{name: sample[name] for name in ("prompt", "decoding", "text")} for sample in artifact.summary["samples"]]
+    columns = ("prompt", "decoding", "text", "overlap_tokens", "overlap_text")
+    rows = [{name: sample.get(name) for name in columns} for sample in artifact.summary["samples"]]
     show_table("samples", rows, f"Text by {model.label}")
     show_report_links(artifact)
     return report(artifact, reused, figures)

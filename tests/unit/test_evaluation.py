@@ -13,7 +13,7 @@ import torch
 
 from gptmodel.artifacts import Artifact, Store
 from gptmodel.config import DecodingConfig, EvaluateConfig, ModelConfig, PipelineConfig
-from gptmodel.evaluation import Scores, decoding_name, score_tokens, unigram_losses
+from gptmodel.evaluation import Scores, decoding_name, judge_samples, score_tokens, unigram_losses
 from gptmodel.judging.tables import document_table
 from gptmodel.model import GPT
 from gptmodel.tokenizer import gpt2
@@ -147,3 +147,17 @@ def test_an_evaluation_keeps_passages_for_the_surprisal_map(
     assert [passage.document for passage in kept] == [index.ids[0], index.ids[-1]]
     assert [len(passage.nats) for passage in kept] == [40, 40]
     assert passages_of(evaluate(store, weights, shards, replace(config, surprisal_passages=0))[0]) == []
+
+
+def test_an_evaluation_says_what_its_samples_repeat(
+    tiny_data: tuple[Store, Artifact], tiny: Callable[..., PipelineConfig]
+) -> None:
+    shards = tiny_data[1]
+    config = replace(tiny().evaluate, prompts=("Document",), memorised_tokens=1)
+    samples = [{"prompt": "Document", "decoding": "d", "temperature": 1.0, "text": " the old river keeps many letters"}]
+    (sample,), told = judge_samples(samples, shards, config)
+    assert sample["overlap_text"] in sample["text"]
+    assert sample["overlap_tokens"] == told["overlap_tokens_max"] > 1
+    assert told["memorisation_rate"] == 1.0
+    assert {"distinct_1", "repeated_4", "unseen_overlap_tokens_max"} <= set(told)
+    assert judge_samples([], shards, config) == ([], {})

@@ -48,7 +48,7 @@ def test_wrong_settings_end_with_2_before_anything_starts(tmp_path: Path, words:
 
 def test_every_command_has_help(tmp_path: Path) -> None:
     commands = "run prepare pretrain evaluate benchmark import export generate"
-    commands += " verify lineage reproduce trace diff card store sync surprise report"
+    commands += " verify lineage reproduce trace diff card store sync surprise report overlap plan doctor"
     for command in commands.split():
         done = gptflow(tmp_path, command, "--help")
         assert done.returncode == 0
