@@ -23,6 +23,8 @@ class Facts:
     """All that it was made from, origins first, as far as the store has it."""
     evaluations: tuple[Artifact, ...]
     """Of this model, in the order in which they were made."""
+    benchmarks: tuple[Artifact, ...] = ()
+    """Of this model, in the order in which they were made."""
     name: str = ""
     """In the registry."""
     version: str = ""
@@ -83,4 +85,5 @@ def facts_of(store: Store, model: Artifact, *, name: str = "", version: str = ""
     if model.kind not in ("checkpoint", "weights"):
         raise ArtifactError(f"{model.label} is a {model.kind}, and a card is for a model: a checkpoint or weights")
     chain = tuple(chain_of(store, model))
-    return Facts(model, chain, tuple(evaluations_of(store, model.digest)), name, version)
+    benchmarks = tuple(evaluations_of(store, model.digest, "benchmark"))
+    return Facts(model, chain, tuple(evaluations_of(store, model.digest)), benchmarks, name, version)

@@ -7,10 +7,12 @@ from typing import Any
 
 from gptmodel.artifacts import Artifact
 from gptmodel.card_facts import Facts
+from gptmodel.judging.benchmark import asked_name
 from gptmodel.markdown_text import code, counted, duration, fenced, number, short, spread, table
 
 _CURVE_ROWS = 10
 _EVALUATIONS = 8
+_BENCHMARK_ROWS = 20
 _SAMPLE_CHARS = 400
 _NAMED_FILES = 5
 _CHINCHILLA = 20  # tokens a parameter: Hoffmann et al. 2022
@@ -152,6 +154,28 @@ def curve(facts: Facts) -> str:
 
 
 def evaluation(facts: Facts) -> str:
+    return "\n\n".join(part for part in (_evaluations(facts), _benchmarks(facts)) if part)
+
+
+def _benchmarks(facts: Facts) -> str:
+    """The newest figure of each name."""
+    found = {
+        (asked_name(row, made.request.config), row["metric"]): (row, made.summary["harness"])
+        for made in facts.benchmarks
+        for row in made.summary["figures"]
+    }
+    rows = [
+        (task, metric, number(row["value"]), number(row["stderr"]), harness)
+        for (task, metric), (row, harness) in found.items()
+    ]
+    if not rows:
+        return ""
+    head, more = ("task", "metric", "value", "standard error", "by"), len(rows) - _BENCHMARK_ROWS
+    told = f"Standard tasks:\n\n{table(head, rows[-_BENCHMARK_ROWS:])}"
+    return told + (f"\n\n{more} earlier figures are left out." if more > 0 else "")
+
+
+def _evaluations(facts: Facts) -> str:
     if not facts.evaluations:
         return "Not evaluated yet: the store has no evaluation of this model."
     names = ("loss", "perplexity", "bits_per_byte", "unigram_loss", "unigram_perplexity")

@@ -31,7 +31,9 @@ from gptmodel.differences import (
     provenance_changes,
 )
 from gptmodel.errors import ArtifactError, GptflowError
+from gptmodel.judging.benchmark import asked_name
 from gptmodel.lineage import artifact_of
+from gptmodel.lookup import evaluations_of
 from gptmodel.metrics_log import curve, read_lines
 from gptmodel.pretraining import RUNS, run_dir_of
 from gptmodel.recorded import read_job, recorded_settings
@@ -205,6 +207,9 @@ def _take_results(store: Store, side: Side, artifact: Artifact, judged: Artifact
         prefix = f"evaluation.{evaluation.summary.get('split', '?')}."
         side.results |= {f"{prefix}{name}": value for name, value in _figures(evaluation.summary).items()}
         side.results[f"{prefix}shards"] = evaluation.request.inputs[-1].digest[:16]
+    for made in evaluations_of(store, model.digest, "benchmark") if model.kind in MODELS else ():
+        for row in made.summary["figures"]:
+            side.results[f"benchmark.{asked_name(row, made.request.config)}.{row['metric']}"] = row["value"]
 
 
 def _figures(summary: dict[str, Any]) -> dict[str, Any]:

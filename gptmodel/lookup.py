@@ -117,10 +117,10 @@ def _tables(corpus: Artifact, columns: list[str], check: bool) -> Iterator[Any]:
             raise ArtifactError(f"{corpus.label}: {name} cannot be read ({first}); run `gptflow verify`") from None
 
 
-def evaluations_of(store: Store, model_digest: str) -> list[Artifact]:
-    """Evaluations of the model with this content digest, in the order in which they were made."""
+def evaluations_of(store: Store, model_digest: str, kind: str = "evaluation") -> list[Artifact]:
+    """Evaluations (or benchmarks) of the model with this content digest, in the order in which they were made."""
     found = []
-    for manifest in sorted((store.root / "evaluation").glob(f"[!.]*/{MANIFEST}")):
+    for manifest in sorted((store.root / kind).glob(f"[!.]*/{MANIFEST}")):
         try:
             evaluation = load_artifact(manifest.parent)
         except ArtifactError as error:

@@ -17,7 +17,7 @@ from mlflow.entities import LoggedModel, LoggedModelOutput, LoggedModelStatus, M
 from mlflow.utils.mlflow_tags import MLFLOW_LOGGED_ARTIFACTS
 
 from gptmodel.artifacts import MANIFEST, Artifact, Store
-from gptmodel.judging.benchmark import RESULTS
+from gptmodel.judging.benchmark import RESULTS, asked_name
 from gptmodel.lineage import Lineage, artifact_of
 from gptmodel.lineage_graph import as_json
 from gptmodel.lineage_page import page as lineage_page
@@ -203,10 +203,7 @@ def record_benchmark(run: Run, made: Artifact) -> None:
 
 def _metric_name(row: dict[str, Any], asked: dict[str, Any]) -> str:
     """With no character that MLflow does not take."""
-    said = [f"{row['fewshot']}-shot"] if asked["fewshot"] is not None else []
-    said += [f"first {asked['limit']}"] if asked["limit"] else []
-    said += [asked["gen_kwargs"]] if asked["gen_kwargs"] else []
-    return re.sub(r"[^\w\-./ ]", "", f"benchmark/{' '.join([row['task'], *said])}/{row['metric']}")
+    return re.sub(r"[^\w\-./ ]", "", f"benchmark/{asked_name(row, asked)}/{row['metric']}")
 
 
 def _bounds(summary: dict[str, Any]) -> dict[str, float]:

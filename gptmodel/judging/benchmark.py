@@ -137,5 +137,16 @@ def figures_of(results: dict[str, Any], tasks: dict[str, dict[str, Any]]) -> lis
     return rows
 
 
+def asked_name(row: dict[str, Any], asked: dict[str, Any]) -> str:
+    """A figure's task with what was asked otherwise than it comes, as in `hellaswag 5-shot first 100`.
+
+    Figures of one name can be compared.
+    """
+    said = [f"{row['fewshot']}-shot"] if asked["fewshot"] is not None else []
+    said += [f"first {asked['limit']}"] if asked["limit"] else []
+    said += [asked["gen_kwargs"]] if asked["gen_kwargs"] else []
+    return " ".join([row["task"], *said])
+
+
 def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)

@@ -4,11 +4,18 @@ from __future__ import annotations
 
 import math
 import random
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch.nn import functional
 
+from gptmodel.artifacts import Artifact, Ref, Request, Store
+from gptmodel.card_facts import facts_of
+from gptmodel.card_sections import evaluation as evaluation_section
+from gptmodel.collection import Rules, plan
+from gptmodel.comparing import side_of
 from gptmodel.config import DecodingConfig, ModelConfig
 from gptmodel.errors import ConfigError, DataError
 from gptmodel.generate import generate
@@ -16,8 +23,10 @@ from gptmodel.judging.benchmark import check_installed, figures_of
 from gptmodel.judging.likelihood import Continuation, Likelihood, score_continuations
 from gptmodel.judging.speech_items import continuation_items, held_out, last_word_items, rolling_items, sentences
 from gptmodel.judging.until import cut_before, decoding_of, write_until
+from gptmodel.lineage import Lineage
 from gptmodel.model import GPT
 from gptmodel.tokenizer import END_TOKEN, gpt2
+from gptmodel.verification import with_evaluations
 
 CONTEXT = 16
 
@@ -187,6 +196,34 @@ def test_figures_keep_the_harness_names_and_its_errors() -> None:
     first, second = figures_of(results, {"a": {"n": 7}})
     assert first == {"task": "a", "version": 2.0, "fewshot": 3, "n": 7, "metric": "acc", "value": 0.5, "stderr": 0.1}
     assert (second["metric"], second["value"], second["stderr"]) == ("f1 (strict)", 0.2, None)
+
+
+def test_a_benchmark_hangs_on_its_model(tmp_path: Path) -> None:
+    """In lineage, verification, collection, card and diff, as an evaluation does."""
+    store = Store(tmp_path / "store")
+
+    def make(kind: str, name: str, summary: dict[str, Any], *inputs: Ref, **config: Any) -> Artifact:
+        def build(directory: Path) -> dict[str, Any]:
+            (directory / "data").write_text(name)
+            return summary
+
+        return store.produce(Request(kind, 1, {"name": name, **config}, inputs), build)[0]
+
+    row = {"task": "hellaswag", "version": 1.0, "fewshot": 5, "n": 9, "metric": "acc", "value": 0.25, "stderr": 0.125}
+    told = {"harness": "lm-eval 0.4.13", "tasks": ["hellaswag"], "limit": 9, "figures": [row]}
+    asked = {"fewshot": 5, "limit": 9, "gen_kwargs": ""}
+    corpus = make("corpus", "c", {})
+    models = [make("checkpoint", name, {"step": 1}, corpus.ref) for name in "ab"]
+    first, second = (make("benchmark", model.path.name, told, model.ref, **asked) for model in models)
+    assert first.label in {node.id for node in Lineage(store).around(models[0].ref).nodes}
+    assert second.label not in {node.id for node in Lineage(store).around(models[0].ref).nodes}
+    assert set(with_evaluations(store, models[0].path)) == {models[0].path, first.path}
+    found = plan(store, Rules(keep_days=0, keep_newest=0), {models[0].path.name: "registered"})
+    assert found.kept[first.label] == f"judges {models[0].label}"
+    assert second.label in {item.label for item in found.doomed}
+    card = evaluation_section(facts_of(store, models[0]))
+    assert "| hellaswag 5-shot first 9 | acc | 0.2500 | 0.1250 | lm-eval 0.4.13 |" in card
+    assert side_of(store, models[0]).results["benchmark.hellaswag 5-shot first 9.acc"] == 0.25
 
 
 def test_without_the_harness_one_line_says_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
