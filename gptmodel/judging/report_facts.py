@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 from gptmodel.artifacts import Artifact, Store
 from gptmodel.card_facts import Facts, facts_of
-from gptmodel.errors import ArtifactError
+from gptmodel.errors import ArtifactError, ConfigError
+from gptmodel.judging.comparison import Comparison, compare_evaluations
 from gptmodel.lineage_text import plain
 from gptmodel.lookup import evaluations_of
 
+log = logging.getLogger(__name__)
 Row = dict[str, Any]
 
 
@@ -22,8 +25,8 @@ class ReportFacts:
 
     model: Facts
     evaluation: Artifact
-    champion: Artifact | None = None
-    """The champion's evaluation on the same shards, split and settings; None where there is none to compare with."""
+    champion: Comparison | None = None
+    """With the champion on the same documents; None where there is none to compare with."""
     champion_name: str = ""
     ratings: Artifact | None = None
     """The newest ratings of this model by people."""
@@ -80,21 +83,18 @@ def report_facts(
             )
         unseen = [each for each in found.evaluations if each.summary["split"] == "validation"]
         evaluation = (unseen or list(found.evaluations))[-1]
-    rival = _same_judgement(store, champion, evaluation) if champion and champion.digest != model.digest else None
+    rival = _compared(store, champion, evaluation) if champion and champion.digest != model.digest else None
     return ReportFacts(found, evaluation, rival, champion_name if rival else "", newest_ratings(store, model.digest))
 
 
-def _same_judgement(store: Store, champion: Artifact, evaluation: Artifact) -> Artifact | None:
-    """The champion's evaluation on the same shards, the newest that scored the same tokens in the same way."""
-    alike = ("split", "tokens", "bytes", "stride")
-    shards = evaluation.request.inputs[1].digest
-    found = [
-        other
-        for other in evaluations_of(store, champion.digest)
-        if other.request.inputs[1].digest == shards
-        and all(other.summary.get(name) == evaluation.summary.get(name) for name in alike)
-    ]
-    return found[-1] if found else None
+def _compared(store: Store, champion: Artifact, evaluation: Artifact) -> Comparison | None:
+    """With the champion's newest evaluation on the same tokens."""
+    for other in reversed(evaluations_of(store, champion.digest)):
+        try:
+            return compare_evaluations(other, evaluation)
+        except ConfigError as error:
+            log.debug("%s", error)
+    return None
 
 
 def newest_ratings(store: Store, model_digest: str) -> Artifact | None:

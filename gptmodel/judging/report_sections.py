@@ -33,7 +33,6 @@ FIGURES = {
     "unigram_perplexity": ("baseline: perplexity of guessing by frequency", "tokens"),
 }
 """What the figures of an evaluation are called, and their units."""
-HIGHER_IS_BETTER = ("accuracy", "accuracy_at_5")
 
 
 def lead(facts: ReportFacts) -> str:
@@ -73,17 +72,27 @@ def figures(facts: ReportFacts) -> str:
 
 
 def champion(facts: ReportFacts) -> str:
-    if facts.champion is None:
+    if (found := facts.champion) is None:
         return ""
-    own, other = facts.evaluation.summary, facts.champion.summary
-    rows = []
-    for name, (title, _) in FIGURES.items():
-        if name in own and name in other and not name.startswith(("unigram_", "plain_")):
-            difference = own[name] - other[name]
-            rows.append([title, _figure(name, own[name]), _figure(name, other[name]), _figure(name, difference, "+")])
+    rows = [
+        [
+            FIGURES[each.name][0],
+            _figure(each.name, each.challenger),
+            _figure(each.name, each.champion),
+            _figure(each.name, each.difference, "+"),
+            f"{_figure(each.name, each.low, '+')} to {_figure(each.name, each.high, '+')}",
+            f"{each.p_better:.1%}",
+        ]
+        for each in found.differences
+        if each.name in FIGURES and not each.name.startswith("plain_")
+    ]
+    head = ["", "this model", "champion", "difference", "interval", "better in"]
     return (
-        f"<p>{_text(facts.champion_name)} is the registered champion, and was judged on the same tokens.</p>\n"
-        f"{_table(['', 'this model', 'champion', 'difference'], rows, numeric={1, 2, 3})}"
+        f"<p>{_text(facts.champion_name)} is the champion, and was judged on the same {found.units:,} units "
+        f"({_text(found.unit)}). They were drawn anew {found.resamples:,} times, the same ones for both: an interval "
+        f"of the difference ({found.confidence:.0%}) that does not hold 0 says that one is better on such text; "
+        "the last column is the share of the draws in which this model is.</p>\n"
+        f"{_table(head, rows, numeric={1, 2, 3, 4, 5})}"
     )
 
 

@@ -48,11 +48,14 @@ def test_a_real_evaluation_fills_the_page(store: Store, tiny: Callable[..., Pipe
     from gptmodel.evaluation import evaluate
     from gptmodel.weights import save_model
 
-    def build(directory: Path) -> dict[str, Any]:
-        save_model(GPT(tiny().model, seed=4), directory)
-        return {"n_params": 5, "config": json.loads((directory / "config.json").read_text()), "source": "a/b"}
+    def made(seed: int) -> Artifact:
+        def build(directory: Path) -> dict[str, Any]:
+            save_model(GPT(tiny().model, seed=seed), directory)
+            return {"n_params": 5, "config": json.loads((directory / "config.json").read_text()), "source": "a/b"}
 
-    model, _ = store.produce(Request("weights", 1, {"for": "report"}, ()), build)
+        return store.produce(Request("weights", 1, {"for": "report", "seed": seed}, ()), build)[0]
+
+    model, champion = made(4), made(5)
     config = replace(tiny().evaluate, max_tokens=0, surprisal_passages=2)
     judged, _ = evaluate(store, model, shards_of(store), config)
     page = report_page(report_facts(store, model))
@@ -65,6 +68,20 @@ def test_a_real_evaluation_fills_the_page(store: Store, tiny: Callable[..., Pipe
         )
     assert len(Reader(page).tiles) == 80
     assert page == report_page(report_facts(store, model))
+
+    evaluate(store, champion, shards_of(store), replace(config, max_tokens=500))
+    facts = report_facts(store, model, champion=champion, champion_name="tiny/1")
+    assert facts.champion is None, "it was judged on other tokens"
+    rival, _ = evaluate(store, champion, shards_of(store), config)
+    facts = report_facts(store, model, champion=champion, champion_name="tiny/1")
+    beside = report_page(facts)
+    assert sections(beside)[:2] == ["Figures", "Against the champion"]
+    assert "tiny/1 is the champion" in beside
+    assert facts.champion is not None
+    found = facts.champion.of("loss")
+    assert found.difference == pytest.approx(judged.summary["loss"] - rival.summary["loss"])
+    assert f'<td class="n">{found.low:+.4f} to {found.high:+.4f}</td>' in beside
+    assert report_facts(store, model, champion=model, champion_name="tiny/2").champion is None, "it is itself"
 
 
 def told(store: Store, model: Artifact, text: str, number: int) -> Artifact:
