@@ -18,7 +18,7 @@ from gptmodel.config import CorpusConfig, ShardsConfig, SourceConfig
 from gptmodel.corpus import build_corpus
 from gptmodel.differences import beside, changes, curve_of, first_difference, provenance_changes, sparklines
 from gptmodel.errors import GptflowError
-from gptmodel.pretraining import run_dir_of
+from gptmodel.pretraining import RECIPE_VERSION, run_dir_of
 from gptmodel.shards import build_shards
 
 CURVE = [{"step": step, "tokens": 128 * step, "metrics": {"train/loss": 5.0 - step / 10}} for step in range(1, 13)]
@@ -62,7 +62,7 @@ def checkpoint(
         told = {"threads": "1", "peak_flops": str(seed), **(machine or {})}
         return {"train_loss": lines[-1]["metrics"]["train/loss"], "step": lines[-1]["step"], "machine": told}
 
-    return store.produce(Request("checkpoint", 1, asked, (shards.ref,)), build)[0]
+    return store.produce(Request("checkpoint", RECIPE_VERSION, asked, (shards.ref,)), build)[0]
 
 
 def with_one_bit_from(step: int) -> list[dict[str, Any]]:
@@ -90,7 +90,7 @@ def test_a_setting_that_came_later_differs_only_where_it_was_set(store: Store, p
             return {"step": step}
 
         asked = {"model": {}, "train": {"max_steps": 1, "sample": sample}}
-        return store.produce(Request("checkpoint", 1, asked, (pair[0].ref,)), build)[0]
+        return store.produce(Request("checkpoint", RECIPE_VERSION, asked, (pair[0].ref,)), build)[0]
 
     earlier, at_default, changed = (
         side_of(store, trained(s, n)) for n, s in enumerate(({}, {"min_p": 0.0}, {"min_p": 0.2}))
