@@ -134,6 +134,11 @@ class Block(nn.Module):
         return cast(Tensor, x_BTC + self.mlp(self.ln_2(x_BTC)))
 
 
+def _table(rows: int, width: int) -> nn.Embedding:
+    """Not yet filled: torch would do it at once, and on the meta device import its compiler for that, for seconds."""
+    return nn.Embedding(rows, width, _weight=torch.empty(rows, width))
+
+
 class GPT(nn.Module):
     """The model. Its initial weights depend on the seed alone: they are drawn on the CPU, whatever the device.
 
@@ -146,8 +151,8 @@ class GPT(nn.Module):
         if seed is None:
             seed = int(torch.randint(1 << 62, (), device="cpu"))
         self.config = config
-        self.wte = nn.Embedding(config.vocab_size, config.n_embd)
-        self.wpe = nn.Embedding(config.context_length, config.n_embd)
+        self.wte = _table(config.vocab_size, config.n_embd)
+        self.wpe = _table(config.context_length, config.n_embd)
         self.dropout = nn.Dropout(config.dropout)
         self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.n_layer))
         self.ln_f = nn.LayerNorm(config.n_embd, eps=config.layer_norm_eps)

@@ -1,6 +1,8 @@
 """The model against transformers, which nobody here wrote, and against what GPT-2 is known to be."""
 
 import math
+import subprocess
+import sys
 from dataclasses import replace
 
 import pytest
@@ -28,6 +30,13 @@ def test_the_published_sizes_have_the_published_parameter_counts(preset, count):
     assert model.num_parameters() == count
     embeddings = model.config.n_embd * (model.config.vocab_size + model.config.context_length)
     assert model.num_parameters(embeddings=False) == count - embeddings
+
+
+def test_a_model_is_made_without_torchs_compiler() -> None:
+    """Its import takes seconds, and evaluating or generating would wait for it."""
+    program = "import sys; from gptmodel.weights import empty_model; from gptmodel.config import ModelConfig\n"
+    program += "empty_model(ModelConfig(n_layer=1, n_embd=12)); sys.exit('torch._dynamo' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
 
 
 def test_flops_per_token_of_gpt2_small_by_hand():
