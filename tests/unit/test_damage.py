@@ -31,7 +31,10 @@ FILES = {
     "shards": ("train-00000.arrow", "train-00001.arrow", "validation-00000.arrow"),
     "checkpoint": ("config.json", "curve.jsonl", "model.safetensors", "samples.jsonl", "training.json"),
     "weights": ("config.json", "model.safetensors"),
-    "evaluation": ("documents.parquet", "evaluation.json", "samples.jsonl", "sources.parquet", "units.parquet"),
+    "evaluation": (
+        *("documents.parquet", "evaluation.json", "repetition.json", "samples.jsonl", "sources.parquet"),
+        *("surprisal.json", "units.parquet"),
+    ),
 }
 EVERY = [(kind, name) for kind, names in FILES.items() for name in names]
 
