@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 
 from gptmodel.artifacts import Artifact, Request, Store, write_atomic
 from gptmodel.config import DecodingConfig, EvaluateConfig, recipe
-from gptmodel.errors import ConfigError, DataError
+from gptmodel.errors import ArtifactError, ConfigError, DataError
 from gptmodel.judging.bootstrap import interval, resampled
 from gptmodel.judging.diversity import repetition
 from gptmodel.judging.memorisation import remembered
@@ -77,7 +77,7 @@ def evaluate(
             gpt, stream, came_from, passages=config.surprisal_passages, max_tokens=config.surprisal_tokens
         )
         write_atomic(directory / SURPRISAL_FILE, as_json(passages))
-        samples, judged = judge_samples(draw_samples(gpt, config), shards, config)
+        samples, judged = judge_samples(draw_samples(gpt, config), trained_on(store, model, shards), config)
         lines = [json.dumps(sample, ensure_ascii=False) + "\n" for sample in samples]
         write_atomic(directory / "samples.jsonl", "".join(lines))
         write_atomic(directory / "repetition.json", json.dumps(judged, indent=2) + "\n")
@@ -145,15 +145,32 @@ def draw_samples(model: GPT, config: EvaluateConfig) -> list[dict[str, Any]]:
     ]
 
 
+def trained_on(store: Store, model: Artifact, shards: Artifact) -> Artifact | None:
+    """The shards that the model was trained on, often those that it is judged on; None where they are not known here.
+
+    That is so for imported weights, and for shards that the store has lost.
+    """
+    if shards.ref in model.request.inputs:
+        return shards
+    try:
+        return store.input_of(model, "shards")
+    except ArtifactError as error:
+        log.warning("what %s has memorised is not measured: its training text is not here (%s)", model.label, error)
+        return None
+
+
 def judge_samples(
-    samples: list[dict[str, Any]], shards: Artifact, config: EvaluateConfig
+    samples: list[dict[str, Any]], trained: Artifact | None, config: EvaluateConfig
 ) -> tuple[list[dict[str, Any]], dict[str, float]]:
-    """(samples, each with its longest passage of training text, figures of all). Nothing to say without samples."""
+    """(samples, each with its longest passage of training text where that is known, figures of all)."""
     if not samples:
         return samples, {}
-    train, validation = (open_split(shards, split) for split in ("train", "validation"))
-    rows, figures = remembered(samples, train, validation, config.memorised_tokens)
-    return [{**sample, **row} for sample, row in zip(samples, rows, strict=True)], {**repetition(samples), **figures}
+    figures = repetition(samples)
+    if trained is None:
+        return samples, figures
+    train, validation = (open_split(trained, split) for split in ("train", "validation"))
+    rows, told = remembered(samples, train, validation, config.memorised_tokens)
+    return [{**sample, **row} for sample, row in zip(samples, rows, strict=True)], {**figures, **told}
 
 
 def decoding_name(decoding: DecodingConfig) -> str:

@@ -5,15 +5,16 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pytest
 import torch
 
-from gptmodel.artifacts import Artifact, Store
+from gptmodel.artifacts import Artifact, Ref, Request, Store
 from gptmodel.config import DecodingConfig, EvaluateConfig, ModelConfig, PipelineConfig
-from gptmodel.evaluation import Scores, decoding_name, judge_samples, score_tokens, unigram_losses
+from gptmodel.evaluation import Scores, decoding_name, judge_samples, score_tokens, trained_on, unigram_losses
 from gptmodel.judging.tables import document_table
 from gptmodel.model import GPT
 from gptmodel.tokenizer import gpt2
@@ -109,7 +110,6 @@ def test_decodings_have_names(decoding: DecodingConfig, name: str) -> None:
 def test_a_model_of_another_vocabulary_is_refused(
     tiny_data: tuple[Store, Artifact], tiny: Callable[..., PipelineConfig]
 ) -> None:
-    from gptmodel.artifacts import Request
     from gptmodel.errors import ConfigError
     from gptmodel.evaluation import evaluate
     from gptmodel.weights import save_model
@@ -129,7 +129,6 @@ def test_a_model_of_another_vocabulary_is_refused(
 def test_an_evaluation_keeps_passages_for_the_surprisal_map(
     tiny_data: tuple[Store, Artifact], tiny: Callable[..., PipelineConfig]
 ) -> None:
-    from gptmodel.artifacts import Request
     from gptmodel.evaluation import evaluate
     from gptmodel.judging.surprisal import passages_of
     from gptmodel.weights import save_model
@@ -161,3 +160,24 @@ def test_an_evaluation_says_what_its_samples_repeat(
     assert told["memorisation_rate"] == 1.0
     assert {"distinct_1", "repeated_4", "unseen_overlap_tokens_max"} <= set(told)
     assert judge_samples([], shards, config) == ([], {})
+    alone, figures = judge_samples(samples, None, config)
+    assert (alone, set(figures)) == (samples, {"distinct_1", "distinct_2", "distinct_3", "distinct_4", "repeated_4"})
+
+
+def test_what_a_model_memorised_is_looked_for_in_its_own_training_text(
+    tiny_data: tuple[Store, Artifact], tmp_path: Path
+) -> None:
+    store, shards = tiny_data
+
+    def produced(kind: str, inputs: tuple[Ref, ...]) -> Artifact:
+        def build(directory: Path) -> dict[str, object]:
+            (directory / "file").write_text("")
+            return {}
+
+        return Store(tmp_path).produce(Request(kind, 1, {}, inputs), build)[0]
+
+    others = produced("shards", ())
+    assert trained_on(store, produced("checkpoint", (shards.ref,)), others) == shards
+    assert trained_on(store, produced("checkpoint", (others.ref,)), others) == others
+    assert trained_on(store, produced("weights", ()), shards) is None
+    assert trained_on(store, produced("checkpoint", (others.ref,)), shards) is None, "gone from the store"
