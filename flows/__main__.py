@@ -24,6 +24,7 @@ from flows.export_command import export
 from flows.lineage_command import lineage
 from flows.overlap_command import overlap
 from flows.plan_command import plan
+from flows.rate_commands import rate
 from flows.report_command import report
 from flows.store_commands import store, verify
 from flows.surprise_command import surprise
@@ -187,6 +188,7 @@ cli.add_command(export)
 cli.add_command(lineage)
 cli.add_command(overlap)
 cli.add_command(plan)
+cli.add_command(rate)
 cli.add_command(reproduce)
 cli.add_command(store)
 cli.add_command(card)

@@ -8,7 +8,7 @@ from typing import Any
 from gptmodel.artifacts import Artifact, Store
 from gptmodel.errors import ArtifactError
 from gptmodel.lineage import chain_of
-from gptmodel.lookup import evaluations_of
+from gptmodel.lookup import evaluations_of, ratings_of
 
 Figures = dict[str, Any]
 
@@ -25,6 +25,8 @@ class Facts:
     """Of this model, in the order in which they were made."""
     benchmarks: tuple[Artifact, ...] = ()
     """Of this model, in the order in which they were made."""
+    ratings: tuple[Artifact, ...] = ()
+    """By people, of this model, in the order in which they were made."""
     name: str = ""
     """In the registry."""
     version: str = ""
@@ -85,5 +87,6 @@ def facts_of(store: Store, model: Artifact, *, name: str = "", version: str = ""
     if model.kind not in ("checkpoint", "weights"):
         raise ArtifactError(f"{model.label} is a {model.kind}, and a card is for a model: a checkpoint or weights")
     chain = tuple(chain_of(store, model))
-    benchmarks = tuple(evaluations_of(store, model.digest, "benchmark"))
-    return Facts(model, chain, tuple(evaluations_of(store, model.digest)), benchmarks, name, version)
+    evaluations, benchmarks = (tuple(evaluations_of(store, model.digest, kind)) for kind in ("evaluation", "benchmark"))
+    ratings = tuple(ratings_of(store, model.digest))
+    return Facts(model, chain, evaluations, benchmarks, ratings, name, version)

@@ -195,6 +195,26 @@ def _evaluations(facts: Facts) -> str:
     )
 
 
+def ratings(facts: Facts) -> str:
+    """What people said of it, in the newest ratings; nothing if nobody was asked."""
+    if not facts.ratings:
+        return ""
+    newest = facts.ratings[-1]
+    told, own = newest.summary, next(r.label for r in newest.request.inputs if r.digest == facts.model.digest)
+    rows = []
+    for name, figure in told["models"][own].items():
+        alpha = told["alpha"].get(name)
+        rows.append(
+            (name.replace("_", " "), *(number(figure[part]) for part in ("mean", "low", "high")), number(alpha))
+        )
+    return (
+        f"{table(('criterion', 'mean', '95 % from', 'to', 'alpha'), rows)}\n\nPoints from 1 to 5 for its text after "
+        f"{counted(told['prompts'], 'prompt')}, blind and in shuffled order, by {counted(told['raters'], 'rater')}; "
+        f"{told['raters_flagged']:,} of them failed the planted checks and are left out. Alpha is Krippendorff's, "
+        "ordinal: 1 is agreement, 0 is chance."
+    )
+
+
 def samples(facts: Facts) -> str:
     if not facts.evaluations:
         return ""
@@ -225,7 +245,7 @@ def cost(facts: Facts) -> str:
 def lineage(facts: Facts) -> str:
     rows = [
         (code(artifact.label), code(artifact.digest), str(artifact.request.recipe_version))
-        for artifact in (*facts.chain, facts.model, *facts.evaluations[-_EVALUATIONS:])
+        for artifact in (*facts.chain, facts.model, *facts.evaluations[-_EVALUATIONS:], *facts.ratings[-1:])
     ]
     return f"{table(('artifact', 'content digest (sha256)', 'recipe'), rows)}\n\n{commands(facts)}"
 

@@ -1,11 +1,11 @@
 """What a store holds, what of it is still wanted, and taking away the rest.
 
-Wanted are pinned artifacts, models that the registry names, what was used lately, and what a living run holds; with
-each of them all that it was made from; and of every model that is kept its evaluations. What is half built is asked
-for by the name that it will have: it goes when nothing in it was written lately, nobody pinned it, nobody is at it,
-and, for a training, MLflow does not know its run as one that may go on. The rest goes: products before
-what they were made from, each by one rename into `.trash-…` and then file by file, so that a kill leaves no half
-artifact and none without its inputs.
+Wanted are pinned artifacts, models that the registry names, what was used lately, rating rounds whose time is not up,
+and what a living run holds; with each of them all that it was made from; and of every model that is kept its
+evaluations and people's ratings. What is half built is asked for by the name that it will have: it goes when nothing in
+it was written lately, nobody pinned it, nobody is at it, and, for a training, MLflow does not know its run as one that
+may go on. The rest goes: products before what they were made from, each by one rename into `.trash-…` and then file by
+file, so that a kill leaves no half artifact and none without its inputs.
 """
 
 from __future__ import annotations
@@ -28,10 +28,12 @@ from gptmodel.lineage_graph import JUDGEMENTS
 from gptmodel.manifests import NAME_CHARS, SCRATCH, Ref
 from gptmodel.pins import BUILDING, pins
 from gptmodel.pretraining import RUNS
+from gptmodel.rating.journal import rounds_open
 from gptmodel.records import spent_events, unnamed_provenance
 from gptmodel.uses import in_use, is_held
 from gptmodel.verification import MODELS, Node, nodes_of
 
+ROUND = "rating-round"
 TRASH, ASIDE = ".trash-", ".without-manifest-"
 FRESH_LOCK = ".lock"  # in a temporary store of `gptmodel.freshstore`; one that was kept on purpose has none
 _DAY = 86_400.0
@@ -97,8 +99,8 @@ def plan(store: Store, rules: Rules, wanted: Mapping[str, str], *, clear: bool =
         else:
             continue
         _keep(found, by_label, [(item.label, why), *((label, use) for label in item.inputs)])
-    for node in nodes:  # a kept model's evaluations, with the shards that they were made on
-        if node.path.parent.name in JUDGEMENTS:
+    for node in nodes:  # a kept model's judgements, with the shards and texts that they were made on
+        if node.path.parent.name in (*JUDGEMENTS, ROUND):
             judged = [ref.label for ref in _refs(node) if ref.kind in MODELS and ref.label in found.kept]
             _keep(found, by_label, [(node.label, f"judges {label}") for label in judged[:1]])
     found.doomed = [_item(store, node) for node in reversed(nodes) if node.label not in found.kept]
@@ -146,6 +148,8 @@ def _roots(
             yield node.label, "MLflow is being told of it"
     for label in sorted(held):
         yield label, "a run uses it"
+    for name in sorted(rounds_open(store)):
+        yield f"{ROUND}/{name}", "raters are at it"
     by_age = sorted(models, key=lambda n: str(n.artifact.provenance.get("finished", "")), reverse=True)
     for node in by_age[: rules.keep_newest]:
         yield node.label, "one of the newest models"

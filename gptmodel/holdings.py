@@ -65,6 +65,10 @@ def about(node: Node) -> str:
     if kind == "benchmark":
         model = next((ref.label for ref in node.manifest.request.inputs if ref.kind in MODELS), "?")
         return f"{model} on {', '.join(map(str, told.get('tasks') or '?')):.60}"
+    if kind == "rating-round":
+        return f"{_count(told, 'texts')} texts for raters"
+    if kind == "ratings":
+        return f"{_count(told, 'ratings')} ratings by {_count(told, 'raters')} raters"
     return ""
 
 

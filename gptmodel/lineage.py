@@ -110,7 +110,7 @@ class Lineage:
         return max(found, key=lambda a: str(a.provenance.get("finished", ""))).ref
 
     def around(self, ref: Ref) -> Graph:
-        """All that it was made from; for a model its evaluations too, and what those were made from."""
+        """All that it was made from; for a model its evaluations and ratings too, and what those were made from."""
         focus, made = self._focus(ref)
         hanging = [a for a in self._products(ref) if a.kind in JUDGEMENTS] if focus.kind in MODELS else []
         nodes, edges = {focus.id: focus}, dict[tuple[str, str], None]()

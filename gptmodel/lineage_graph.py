@@ -9,10 +9,13 @@ from typing import Any
 
 from gptmodel.artifacts import NAME_CHARS, Artifact, Ref
 
-ORDER = ("source", "corpus", "weights", "shards", "checkpoint", "evaluation", "benchmark", "version")
+ORDER = (
+    *("source", "corpus", "weights", "shards", "checkpoint"),
+    *("evaluation", "benchmark", "rating-round", "ratings", "version"),
+)
 MODELS = ("checkpoint", "weights")
-JUDGEMENTS = ("evaluation", "benchmark")
-"""What is made of a model to judge it; its first input is the model."""
+JUDGEMENTS = ("evaluation", "benchmark", "ratings")
+"""What is made of a model to judge it; its first input is the model. Ratings may have more models."""
 FIGURES = {
     "corpus": ("documents", "train_documents", "validation_documents", "duplicates_dropped"),
     "shards": ("train_tokens", "validation_tokens", "shards"),
@@ -20,6 +23,8 @@ FIGURES = {
     "checkpoint": ("step", "best_step", "tokens", "train_loss", "best_validation_loss", "best_validation_perplexity"),
     "evaluation": ("split", "loss", "perplexity", "bits_per_byte", "tokens"),
     "benchmark": ("harness", "tasks", "limit"),
+    "rating-round": ("texts", "prompts", "checks"),
+    "ratings": ("ratings", "raters", "raters_flagged"),
 }
 _ORIGIN = ("package", "version", "dataset", "name", "revision", "split", "urls", "paths", "files")
 

@@ -24,6 +24,8 @@ _COLOURS = {
     "checkpoint": "#e69f00",
     "evaluation": "#cc79a7",
     "benchmark": "#d55e00",
+    "rating-round": "#b8a9c9",
+    "ratings": "#882255",
     "version": "#f0e442",
 }
 _BOX, _LINE, _PAD, _STRIPE = 184, 16, 9, 6  # pixels

@@ -119,13 +119,19 @@ def _tables(corpus: Artifact, columns: list[str], check: bool) -> Iterator[Any]:
 
 def evaluations_of(store: Store, model_digest: str, kind: str = "evaluation") -> list[Artifact]:
     """Evaluations (or benchmarks) of the model with this content digest, in the order in which they were made."""
+    return [a for a in _judgements(store, kind) if model_digest in (r.digest for r in a.request.inputs[:1])]
+
+
+def ratings_of(store: Store, model_digest: str) -> list[Artifact]:
+    """People's ratings of the model with this content digest, in the order in which they were made."""
+    return [a for a in _judgements(store, "ratings") if model_digest in (r.digest for r in a.request.inputs)]
+
+
+def _judgements(store: Store, kind: str) -> list[Artifact]:
     found = []
     for manifest in sorted((store.root / kind).glob(f"[!.]*/{MANIFEST}")):
         try:
-            evaluation = load_artifact(manifest.parent)
+            found.append(load_artifact(manifest.parent))
         except ArtifactError as error:
             log.warning("%s", error)
-            continue
-        if model_digest in (ref.digest for ref in evaluation.request.inputs[:1]):
-            found.append(evaluation)
     return sorted(found, key=lambda a: (str(a.provenance["finished"]), a.fingerprint))

@@ -41,6 +41,7 @@ def _titled(facts: Facts) -> list[str]:
         "Training": sections.training(facts),
         "Curve": sections.curve(facts),
         "Evaluation": sections.evaluation(facts),
+        "People's ratings": sections.ratings(facts),
         "Samples": sections.samples(facts),
         "Intended use and limits": sections.limits(facts),
         "Cost": sections.cost(facts),

@@ -127,7 +127,7 @@ def nodes_of(store: Store, targets: Iterable[Path]) -> list[Node]:
 
 
 def with_evaluations(store: Store, target: Path) -> list[Path]:
-    """A model's directory with those of its evaluations; of anything else only itself."""
+    """A model's directory with those of its evaluations and ratings; of anything else only itself."""
     node, found = read_node(target), [target]
     if node.manifest is None or node.manifest.request.kind not in MODELS:
         return found

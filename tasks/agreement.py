@@ -53,7 +53,9 @@ def compare(store: Store, nodes: Iterable[Node], notes: list[str], known_there: 
             if _kind(node) in MODELS:
                 yield from _compare_model(store, node, known, notes, known_there)
         for node in known.values():
-            if _kind(node) in JUDGEMENTS:
+            if _kind(node) == "ratings":
+                yield from _compare_ratings(store, node, notes, known_there)
+            elif _kind(node) in JUDGEMENTS:
                 yield from _compare_judgement(store, node, notes, known_there)
     except FAILURES as error:
         raise TrackingError(f"MLflow stopped answering ({first_line(error)})") from None
@@ -206,6 +208,28 @@ def _compare_judgement(store: Store, node: Node, notes: list[str], known_there: 
             where = f"{_kind(node)}/{node.path.name}/{file}"
             if digest is not None:
                 yield from _compare_file(name, run.info.artifact_uri, where, digest, Path(folder))
+
+
+def _compare_ratings(store: Store, node: Node, notes: list[str], known_there: list[str]) -> Iterator[Difference]:
+    """The tag and the files of people's ratings in the run of each model that they judge."""
+    manifest, told = _manifest(node), 0
+    tag, refs = f"gptflow.ratings.{node.path.name}", [ref for ref in manifest.request.inputs if ref.kind in MODELS]
+    wanted = {entry.name: entry.sha256 for entry in manifest.files} | {MANIFEST: manifest.stated[3]}
+    for run in (find_run_of(store, ref.fingerprint) for ref in refs):
+        if run is None or tag not in run.data.tags:
+            continue
+        told += 1
+        name = f"MLflow run {run.info.run_id}"
+        if run.data.tags[tag] != manifest.digest:
+            yield Difference(name, "", f"tag {tag}", manifest.digest, run.data.tags[tag])
+        with tempfile.TemporaryDirectory(prefix="gptflow-verify-") as folder:
+            for file, digest in wanted.items():
+                where = f"ratings/{node.path.name}/{file}"
+                yield from _compare_file(name, run.info.artifact_uri, where, digest, Path(folder))
+    if told:
+        known_there.append(node.label)
+    if told < len(refs):
+        notes.append(f"MLflow was told of {node.label} for {told} of {len(refs)} models; `gptflow sync` tells the rest")
 
 
 def find_run_of(store: Store, fingerprint: str) -> Run | None:

@@ -16,7 +16,7 @@ log = logging.getLogger(__name__)
 
 
 def show_lineage(artifact: Artifact) -> None:
-    """A page on the lineage of a model, or of the model that an evaluation judges. Other artifacts have none."""
+    """A page on the lineage of a model, or of the one that an evaluation or ratings judge first. Others have none."""
     store = Store(artifact.path.parent.parent)
     try:
         model = artifact_of(store, artifact.request.inputs[0]) if artifact.kind in JUDGEMENTS else artifact

@@ -236,6 +236,39 @@ def comparison_tag(comparison: Artifact) -> str:
     return f"gptflow.comparison.{comparison.path.name}"
 
 
+def ratings_tag(ratings: Artifact) -> str:
+    """The tag of a run that holds people's ratings; its value is their digest."""
+    return f"gptflow.ratings.{ratings.path.name}"
+
+
+def record_ratings(run: Run, ratings: Artifact, model: Artifact) -> None:
+    """Log people's ratings to the run of one of their models, once: means with intervals, alpha, and the files."""
+    run_id = run.info.run_id
+    if run.data.tags.get(ratings_tag(ratings)) == ratings.digest:
+        return
+    told = ratings.summary
+    values = {
+        f"ratings/{name}/{part}": figure[part]
+        for name, figure in told["models"][model.label].items()
+        for part in ("mean", "low", "high")
+    }
+    values |= {f"ratings/{name}/alpha": alpha for name, alpha in told["alpha"].items()}
+    values |= {f"ratings/{name}": told[name] for name in ("ratings", "raters", "raters_flagged")}
+    models, finished = run.outputs.model_outputs if run.outputs else [], _finished_ms(ratings)
+    model_id = models[-1].model_id if models else None
+    metrics = [
+        Metric(name, float(value), finished, 0, model_id=model_id, run_id=run_id)
+        for name, value in values.items()
+        if value is not None
+    ]
+    client().log_batch(run_id, metrics=[metric for metric in metrics if not _is_there(run_id, metric)])
+    where = f"ratings/{ratings.path.name}"
+    for name in ("results.json", "ratings.jsonl", MANIFEST):
+        client().log_artifact(run_id, str(ratings.path / name), where)
+    _record_lineage(run_id, model)
+    set_tags(run_id, {ratings_tag(ratings): ratings.digest})
+
+
 def _finished_ms(artifact: Artifact) -> int:
     """When it was finished, with milliseconds of its own: MLflow takes one point of a metric for each time."""
     seconds = int(datetime.fromisoformat(artifact.provenance["finished"]).timestamp())

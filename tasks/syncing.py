@@ -7,6 +7,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from mlflow.entities import Run
@@ -16,7 +17,7 @@ from gptmodel.errors import LockHeldError, LockLostError, first_line
 from gptmodel.judging.benchmark import KIND as BENCHMARK
 from gptmodel.judging.comparison import KIND as COMPARISON
 from gptmodel.lineage import artifact_of, chain_of
-from gptmodel.lineage_graph import JUDGEMENTS
+from gptmodel.lineage_graph import JUDGEMENTS, MODELS
 from gptmodel.locks import Hold, exclusive
 from gptmodel.pretraining import RUNS, run_dir_of
 from tasks.carding import CARD_TAG, record_card
@@ -25,10 +26,12 @@ from tasks.feed import FLUSH_SECONDS, LOCK_FILE, METRICS_FILE, Feed, noted_state
 from tasks.recording import (
     comparison_tag,
     evaluation_tag,
+    ratings_tag,
     record_benchmark,
     record_comparison,
     record_evaluation,
     record_model,
+    record_ratings,
 )
 from tasks.tracking import COMPLETE_TAG, FAILURES, bounded, client, set_status, set_tags
 
@@ -58,7 +61,7 @@ def sync_store(store: Store) -> Iterator[Outcome]:
             if path in runs:
                 yield sync_run(store, path)
             else:
-                send = sync_comparison if path in comparisons else sync_evaluation
+                send = sync_comparison if path in comparisons else _sync_judgement
                 yield send(store, load_artifact(path))
         except (LockHeldError, LockLostError) as error:
             yield Outcome(label, "in use", detail=str(error))
@@ -113,24 +116,48 @@ def _sync_run(store: Store, run_dir: Path, card: Card, hold: Hold) -> tuple[Outc
     return Outcome(label, "sent" if changed else "current", points), run
 
 
+def _sync_judgement(store: Store, artifact: Artifact) -> Outcome:
+    return sync_ratings(store, artifact) if artifact.kind == "ratings" else sync_evaluation(store, artifact)
+
+
 def sync_evaluation(store: Store, evaluation: Artifact) -> Outcome:
     """An evaluation or a benchmark, after the run of the model that it judges."""
     model = artifact_of(store, evaluation.request.inputs[0])
+    what: Callable[[Run], object] = partial(record_benchmark, made=evaluation)
+    if evaluation.kind != BENCHMARK:
+        shards = artifact_of(store, evaluation.request.inputs[1])
+        what = partial(record_evaluation, evaluation=evaluation, shards=shards)
+    return _sync_after_model(store, model, evaluation, evaluation_tag(evaluation), what)
+
+
+def sync_ratings(store: Store, ratings: Artifact) -> Outcome:
+    """People's ratings, after the run of each model that they judge."""
+    models = [artifact_of(store, ref) for ref in ratings.request.inputs if ref.kind in MODELS]
+    found = [
+        _sync_after_model(
+            store, model, ratings, ratings_tag(ratings), partial(record_ratings, ratings=ratings, model=model)
+        )
+        for model in models
+    ]
+    return Outcome(ratings.label, "sent" if any(each.what == "sent" for each in found) else "current")
+
+
+def _sync_after_model(
+    store: Store, model: Artifact, judgement: Artifact, tag: str, record: Callable[[Run], object]
+) -> Outcome:
+    """What was said of a model, once, after all that its run lacks."""
     run_dir = run_dir_of(store, model.fingerprint)
     name, chain = f"{model.kind}-{model.path.name[:8]}", chain_of(store, model)
     save_card(run_dir, model_card(model, name, register=False, chain=chain), anew=False)
     card = load_card(run_dir)
     with _alone(run_dir, card) as hold:
         _, run = _sync_run(store, run_dir, card, hold)
-        if run.data.tags.get(evaluation_tag(evaluation)) == evaluation.digest:
-            return Outcome(evaluation.label, "current")
+        if run.data.tags.get(tag) == judgement.digest:
+            return Outcome(judgement.label, "current")
         hold.check()
-        record_card(store, run, model)  # before the tag that says that this evaluation is told
-        if evaluation.kind == BENCHMARK:
-            record_benchmark(run, evaluation)
-        else:
-            record_evaluation(run, evaluation, artifact_of(store, evaluation.request.inputs[1]))
-    return Outcome(evaluation.label, "sent")
+        record_card(store, run, model)  # before the tag that says that this judgement is told
+        record(run)
+    return Outcome(judgement.label, "sent")
 
 
 def sync_comparison(store: Store, comparison: Artifact) -> Outcome:

@@ -35,6 +35,7 @@ def test_the_promised_deployments_are_there() -> None:
         "pretrain/gpt2-124m",
         "evaluate/newest",
         "benchmark/newest",
+        "human-eval/newest",
         "import-weights/gpt2",
         "reproduce/newest",
     }

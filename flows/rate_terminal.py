@@ -1,0 +1,95 @@
+"""Rating at the keyboard: a text, four keys, the next text. Each key is on disk before the next is waited for."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import click
+from rich.console import Console
+from rich.markup import escape
+from rich.padding import Padding
+
+from gptmodel.artifacts import Artifact, Store
+from gptmodel.lineage_text import plain
+from gptmodel.rating.criteria import COMMENT, COMMENT_CHARS, CRITERIA, HIGHEST, INTRODUCTION, LOWEST
+from gptmodel.rating.journal import Journal, Rating
+from gptmodel.rating.rounds import Item, in_order, read_items
+
+_POINTS = [str(point) for point in range(LOWEST, HIGHEST + 1)]
+_KEYS = f"{LOWEST} to {HIGHEST} rates, b goes back, c comments on this text, s comes to it later, q leaves"
+
+
+def rate_texts(store: Store, found: Artifact, name: str) -> None:
+    """Ask a rater for all texts that he has not rated, in his order, until he leaves or is done."""
+    journal, console = Journal(store, found.path.name), Console(highlight=False)
+    rater = journal.number_of(name)
+    order = in_order(found, rater, read_items(found))
+    _introduce(console)
+    later: set[str] = set()
+    while (item := _next(order, journal, rater, later)) is not None:
+        place = sum((rater, each.id) in journal.ratings() for each in order)
+        console.rule(f"text {place + 1} of {len(order)}")
+        said = _ask(console, journal, rater, item)
+        if said is None:
+            console.print(f"Saved: {place} of {len(order)} are rated. Run the same command to go on.")
+            return
+        if said == "later":
+            later.add(item.id)
+        if later and _next(order, journal, rater, later) is None:
+            later.clear()  # now comes what was put off
+    console.print(f"All {len(order)} texts are rated. Thank you.")
+
+
+def _next(order: Sequence[Item], journal: Journal, rater: int, later: set[str]) -> Item | None:
+    known = journal.ratings()
+    return next((item for item in order if (rater, item.id) not in known and item.id not in later), None)
+
+
+def _introduce(console: Console) -> None:
+    console.print(INTRODUCTION)
+    console.print(f"[dim]{_KEYS}")
+
+
+def _ask(console: Console, journal: Journal, rater: int, item: Item) -> str | None:
+    """Points for one text, to the journal: done, later, or None to leave."""
+    draft: dict[str, Any] = journal.draft(rater)
+    if draft.get("item") != item.id:
+        draft = {"item": item.id, "scores": {}, "comment": ""}
+    console.print(Padding(f"[bold]{_shown(item.prompt)}[/bold] {_shown(item.text) or '[dim](nothing)[/dim]'}", (1, 2)))
+    scores: dict[str, int] = draft["scores"]
+    while len(scores) < len(CRITERIA):
+        criterion = CRITERIA[len(scores)]
+        low, middle, high = criterion.anchors
+        console.print(f"[bold]{criterion.title}[/bold]  {criterion.question}")
+        console.print(f"[dim]  1 {low}; 3 {middle}; 5 {high}")
+        key = _key(console)
+        if key in _POINTS:
+            scores[criterion.name] = int(key)
+            console.print(f"  {key}")
+        elif key == "b" and scores:
+            scores.pop(CRITERIA[len(scores) - 1].name)
+        elif key == "c":
+            draft["comment"] = click.prompt(COMMENT, default="", show_default=False)[:COMMENT_CHARS]
+        elif key == "s":
+            return "later"
+        elif key == "q":
+            return None
+        journal.save_draft(rater, draft)
+    journal.add([Rating(rater, item.id, scores, draft["comment"], "terminal")])
+    return "done"
+
+
+def _key(console: Console) -> str:
+    while True:
+        key = click.getchar().lower()
+        if key in (*_POINTS, "b", "c", "s", "q"):
+            return key
+        if key in ("\x04", ""):  # end of input
+            return "q"
+        console.print(f"[dim]  {_KEYS}")
+
+
+def _shown(text: str) -> str:
+    """What cannot command the terminal, whoever wrote it."""
+    return escape("\n".join(plain(line, 10_000) for line in text.strip("\n").split("\n")))

@@ -1,0 +1,184 @@
+"""Models in; texts before raters, their ratings, and figures out."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from prefect import get_run_logger, task
+
+from gptmodel.artifacts import Artifact, Store, find_model, open_store
+from gptmodel.errors import ArtifactError, ConfigError
+from gptmodel.lineage import artifact_of
+from gptmodel.rating.journal import Journal, Opening, checked_name, round_of_flow_run
+from gptmodel.rating.results import OVERALL, publish
+from gptmodel.rating.rounds import KIND, RoundConfig, build_round, models_of, read_items
+from tasks.awaiting import rest, this_run
+from tasks.holding import hold
+from tasks.lineage_events import with_events
+from tasks.naming import find_artifact
+from tasks.pages import progress, show_table, show_words
+from tasks.policy import STEP
+from tasks.steps import figures_of, report
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a round is."""
+
+    given: int
+    """Ratings that are in, checks included."""
+    needed: int
+    deadline: datetime
+
+    @property
+    def is_over(self) -> bool:
+        return self.given >= self.needed or datetime.now(UTC) >= self.deadline
+
+    def __str__(self) -> str:
+        return (
+            f"{self.given} of {self.needed} ratings are in, and there is time until {self.deadline:%Y-%m-%d %H:%M} UTC"
+        )
+
+
+def checked_raters(names: Sequence[str]) -> list[str]:
+    """The names, if each can be one and none comes twice; ConfigError otherwise."""
+    found = [checked_name(name) for name in names]
+    if twice := sorted({name for name in found if found.count(name) > 1}):
+        raise ConfigError(f"rater {twice[0]!r} is named twice; each rates once")
+    return found
+
+
+def round_waited_for(store: Store) -> Artifact | None:
+    """The round that this Prefect run has opened already, when it was started again to look."""
+    run = this_run()
+    name = round_of_flow_run(store, str(run.id)) if run is not None else ""
+    return hold(store.at(KIND, name)) if name else None
+
+
+def models_named(store: Store, names: Sequence[str]) -> list[Artifact]:
+    """The models that a person named, or the checkpoint that was finished last."""
+    found = [find_model(store, str(find_artifact(store, name).path)) for name in names] or [find_model(store)]
+    return [hold(model) for model in found]
+
+
+def corpus_for(store: Store, name: str, models: Sequence[Artifact], config: RoundConfig) -> Artifact | None:
+    """The named corpus, or the one that the first trained model learned from; None if no passages are drawn."""
+    if name:
+        return hold(store.resolve(name, "corpus"))
+    if not config.from_validation and not config.checks:
+        return None
+    for model in models:
+        if shards := next((ref for ref in model.request.inputs if ref.kind == "shards"), None):
+            return hold(store.input_of(artifact_of(store, shards), "corpus"))
+    raise ConfigError(
+        f"{models[0].label} was not trained here, so nobody knows its corpus; name one (--corpus), or draw no "
+        "passages: from_validation=0 and checks=0, with prompts of your own"
+    )
+
+
+@task(name="draw-round", task_run_name="write texts to rate", **STEP)
+@with_events
+def draw_round(models: list[Artifact], corpus: Artifact | None, config: RoundConfig, wait: bool = False) -> Artifact:
+    """Let every model go on from the same prompts, and plant the checks."""
+    with progress("writing") as update:
+        artifact, reused = build_round(open_store(), models, corpus, config, wait=wait, progress=update)
+    return report(artifact, reused, figures_of(artifact, "texts", "prompts", "models", "checks"))
+
+
+@task(name="ask-raters", task_run_name="put texts before raters", **STEP)
+def ask_raters(found: Artifact, raters: list[str], days: float, needed: int, queue: bool) -> dict[str, Any]:
+    """Give each rater a number and, if asked, a queue in MLflow; from now on the time runs."""
+    journal, items = Journal(open_store(), found.path.name), read_items(found)
+    numbers = {name: journal.number_of(name) for name in raters}
+    pages: dict[int, str] = {}
+    if queue:
+        from tasks.review_queue import put_before
+
+        pages = put_before(found, items, list(numbers.values()))
+    now, run = datetime.now(UTC), this_run()
+    waiting = (str(run.id),) if run is not None else ()
+    wanted = needed or len(journal.raters()) * len(items)
+    deadline = (now + timedelta(days=days)).isoformat(timespec="seconds")
+    journal.open(Opening(now.isoformat(timespec="seconds"), deadline, wanted, waiting))
+    rows = "\n".join(f"| rater-{number} | {pages.get(number, '')} |" for number in numbers.values())
+    head = f"# Rating of {', '.join(models_of(found))}\n\n{len(items)} texts each, until {deadline}."
+    words = f"{head}\n\n| | |\n|---|---|\n{rows}\n"
+    show_words("raters", words, f"Who rates {found.label}, and where")
+    return {name: {"rater": number, "page": pages.get(number, "")} for name, number in numbers.items()}
+
+
+def collect(store: Store, found: Artifact) -> int:
+    """Take into the journal what was answered in MLflow's queues; how many ratings were new. TrackingError."""
+    from tasks.review_queue import read_back
+
+    answers, known = read_back(found), {item.id for item in read_items(found)}
+    if answers.incomplete:
+        log.warning(
+            "%s: %d texts were answered without all four questions; they do not count", found.label, answers.incomplete
+        )
+    return Journal(store, found.path.name).add(rating for rating in answers.ratings if rating.item in known)
+
+
+def progress_of(store: Store, found: Artifact) -> Progress:
+    """How far a round is. ArtifactError if it was never put before raters."""
+    journal = Journal(store, found.path.name)
+    if (opening := journal.opening()) is None:
+        raise ArtifactError(f"{found.label} was never put before raters; run `gptflow rate start`")
+    return Progress(len(journal.ratings()), opening.needed, datetime.fromisoformat(opening.deadline))
+
+
+def await_ratings(found: Artifact, look_every: float) -> None:
+    """Return when enough ratings are in or time is up; until then the run rests, see `tasks.awaiting`."""
+    store = open_store()
+    while True:
+        collect(store, found)
+        how = progress_of(store, found)
+        if how.is_over:
+            get_run_logger().info("%s: %s", found.label, how)
+            return
+        left = (how.deadline - datetime.now(UTC)).total_seconds()
+        rest(max(1.0, min(look_every, left)), str(how))
+
+
+@task(name="rate", task_run_name="figures of the ratings", **STEP)
+@with_events
+def publish_ratings(found: Artifact, wait: bool = False) -> Artifact:
+    """Turn what raters said so far into figures, and tell MLflow."""
+    from tasks.syncing import settle, sync_ratings
+
+    store = open_store()
+    artifact, reused = publish(store, found, list(Journal(store, found.path.name).ratings().values()), wait=wait)
+    settle(lambda: sync_ratings(store, artifact), artifact.label)
+    show_table("ratings", figure_rows(artifact), f"Ratings of {', '.join(models_of(artifact))}")
+    return report(artifact, reused, figures_of(artifact, "ratings", "prompts", "raters", "raters_flagged"))
+
+
+def figure_rows(artifact: Artifact) -> list[dict[str, Any]]:
+    """A row for each model and criterion: mean with interval, without and with flagged raters, and alpha."""
+
+    def said(figure: dict[str, Any]) -> str:
+        if figure["mean"] is None:
+            return "none"
+        return f"{figure['mean']:.2f} [{figure['low']:.2f}, {figure['high']:.2f}]"
+
+    told, rows = artifact.summary, []
+    for model, figures in told["models"].items():
+        for name, figure in figures.items():
+            alpha = told["alpha"].get(name)
+            rows.append(
+                {
+                    "model": model,
+                    "criterion": name.replace("_", " "),
+                    "mean [95 %]": said(figure),
+                    "with flagged": said(told["with_flagged"]["models"][model][name]),
+                    "alpha": "" if name == OVERALL else "none" if alpha is None else f"{alpha:.2f}",
+                    "ratings": figure["ratings"],
+                }
+            )
+    return rows
