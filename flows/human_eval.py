@@ -22,7 +22,7 @@ from tasks.rating import (
 )
 
 
-@flow(name="human-eval", flow_run_name="rate {models}")
+@flow(name="human-eval", flow_run_name="let people rate")
 def human_eval(
     models: list[str] | None = None,
     raters: list[str] | None = None,

@@ -214,7 +214,7 @@ def _tell(ratings: Artifact, verdicts: list[Verdict], *, as_json: bool) -> None:
             {"require": str(v.requirement), "met": v.met, "mean": v.mean, "low": v.low, "high": v.high}
             for v in verdicts
         ]
-        click.echo(json.dumps({"ratings": ratings.label, "digest": ratings.digest, "gate": gate, **told}))
+        click.echo(json.dumps({"ratings": ratings.label, "digest": ratings.digest, "gate": gate, "summary": told}))
         return
     from rich.console import Console
     from rich.table import Table

@@ -11,6 +11,7 @@ from rich.markup import escape
 from rich.padding import Padding
 
 from gptmodel.artifacts import Artifact, Store
+from gptmodel.errors import DataError
 from gptmodel.lineage_text import plain
 from gptmodel.rating.criteria import COMMENT, COMMENT_CHARS, CRITERIA, HIGHEST, INTRODUCTION, LOWEST
 from gptmodel.rating.journal import Journal, Rating
@@ -82,11 +83,16 @@ def _ask(console: Console, journal: Journal, rater: int, item: Item) -> str | No
 
 def _key(console: Console) -> str:
     while True:
-        key = click.getchar().lower()
+        try:
+            key = click.getchar().lower()
+        except EOFError:  # Ctrl-D
+            return "q"
+        except OSError:
+            raise DataError(
+                "there is no keyboard to rate at; run it in a terminal, or use `gptflow rate export`"
+            ) from None
         if key in (*_POINTS, "b", "c", "s", "q"):
             return key
-        if key in ("\x04", ""):  # end of input
-            return "q"
         console.print(f"[dim]  {_KEYS}")
 
 
