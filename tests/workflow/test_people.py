@@ -23,6 +23,7 @@ from gptmodel.pretraining import plan_training, pretrain
 from gptmodel.rating.criteria import CRITERIA, NAMES
 from gptmodel.rating.rounds import RoundConfig, find_round, read_items
 from tasks.cards import save_card, training_card
+from tasks.syncing import sync_store
 from tasks.tracking import find_run
 
 Tiny = Callable[..., PipelineConfig]
@@ -121,6 +122,7 @@ def test_from_texts_to_a_gate(store: Store, model: Artifact, tmp_path: Path) -> 
     (ratings,) = [store.at("ratings", path.name) for path in store.directories("ratings")]
     assert met["ratings"] == ratings.label
 
+    list(sync_store(store))  # what a busy machine was too slow for
     run = find_run(model.fingerprint)
     assert run is not None
     for name in (f"ratings/{each}/mean" for each in NAMES):
