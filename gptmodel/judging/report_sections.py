@@ -280,11 +280,11 @@ def ratings(facts: ReportFacts) -> str:
 def _preferences(facts: ReportFacts, summary: Row) -> Iterator[str]:
     label = facts.model.model.label
     for pair in summary.get("preference", []):
-        if label in (pair["a"], pair["b"]) and {"a_better", "b_better", "p"} <= pair.keys():
-            p = "" if pair["p"] is None else f" (sign test: p = {pair['p']:.3f})"
+        if label in (pair["a"], pair["b"]):
+            p = "" if pair["p_value"] is None else f" (sign test: p = {pair['p_value']:.3f})"
             yield (
-                f"<p>{_text(pair['a'])} was rated higher on {pair['a_better']:,} texts, {_text(pair['b'])} on "
-                f"{pair['b_better']:,}{p}.</p>\n"
+                f"<p>{_text(pair['a'])} was preferred after {pair['a_wins']:,} prompts, {_text(pair['b'])} after "
+                f"{pair['b_wins']:,}, neither after {pair['ties']:,}{p}.</p>\n"
             )
 
 

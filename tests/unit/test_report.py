@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from click.testing import CliRunner
 
@@ -20,6 +21,7 @@ from gptmodel.judging.line_chart import Line, line_chart, ticks
 from gptmodel.judging.report import report_page
 from gptmodel.judging.report_facts import report_facts
 from gptmodel.model import GPT
+from gptmodel.rating.statistics import preference
 from tests.unit.test_model_card import HOSTILE, checkpoint, evaluation, shards_of, store, weights
 from tests.unit.test_surprisal import Reader
 
@@ -110,11 +112,13 @@ def rated(store: Store, model: Artifact) -> None:
         (directory / "results.json").write_text("{}")
         found = {"mean": 3.25, "low": 2.5, "high": 4.0, "ratings": 12}
         missing = {"mean": None, "low": None, "high": None, "ratings": 0}
+        points = np.array([[5.0, 2.0, 4.0, 3.0, 1.0]])
         return {
             "raters": 3,
             "raters_flagged": 1,
             "models": {model.label: {"coherence": found, "fluency": missing}},
             "alpha": {"coherence": 0.61},
+            "preference": [{"a": model.label, "b": "checkpoint/other", **preference(points, points[:, ::-1])}],
         }
 
     store.produce(Request("ratings", 1, {}, (model.ref,)), build)
@@ -138,6 +142,7 @@ def test_documents_are_the_worst_and_the_best_of_the_long_ones(store: Store) -> 
     model = weights(store)
     rated(store, model)
     page = report_page(report_facts(store, model, told(store, model, "words", 0)))
+    assert f"{model.label} was preferred after 2 prompts, checkpoint/other after 2, neither after 1 (sign test" in page
     worst, best = page.split("<h3>Best predicted</h3>")
     assert "4.5000" in worst.split("<h3>Worst predicted</h3>")[1]
     assert "1.5000" in best.split("</table>")[0]
