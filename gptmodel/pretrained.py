@@ -25,7 +25,8 @@ from gptmodel.hub_models import download_repo
 from gptmodel.model import GPT
 from gptmodel.openai_fetch import fetch_openai
 from gptmodel.openai_format import HPARAMS_FILE, read_openai
-from gptmodel.space import parameters, weights_bytes
+from gptmodel.planning.arithmetic import count_parameters
+from gptmodel.space import weights_bytes
 from gptmodel.weights import CONFIG_FILE, load_model, read_json, save_model
 
 log = logging.getLogger(__name__)
@@ -119,7 +120,7 @@ def import_weights(
             "certificate": certify(model),
         }
 
-    needed = weights_bytes(parameters(found.config))
+    needed = weights_bytes(count_parameters(found.config).total)
     return store.produce(request, build, wait=wait, needed=needed)
 
 

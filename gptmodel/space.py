@@ -16,6 +16,7 @@ from pathlib import Path
 
 from gptmodel.config import ModelConfig, TrainConfig
 from gptmodel.errors import GptflowError, StorageError
+from gptmodel.planning.arithmetic import count_parameters
 
 _FULL = {errno.ENOSPC, errno.EDQUOT}
 _CLOSED = {errno.EROFS, errno.EACCES, errno.EPERM}
@@ -49,7 +50,7 @@ def weights_bytes(n_params: int) -> int:
 
 def training_bytes(model: ModelConfig, train: TrainConfig) -> int:
     """Of a training while it runs: checkpoints kept, best, anchor and the one being written, log and product."""
-    weights = parameters(model) * _FLOAT32
+    weights = count_parameters(model).total * _FLOAT32
     lines = train.max_steps // train.log_every + train.max_steps // train.eval_every
     return weights * (_COPIES_IN_CHECKPOINT * (train.keep_checkpoints + 3) + 1) + lines * _LOG_LINE + _SMALL
 
@@ -57,12 +58,6 @@ def training_bytes(model: ModelConfig, train: TrainConfig) -> int:
 def evaluation_bytes(n_documents: int) -> int:
     """Of the figures, the tables of documents and the samples."""
     return n_documents * _DOCUMENT_ROW + _SMALL
-
-
-def parameters(model: ModelConfig) -> int:
-    """How many a GPT of this shape has; the tied head counts once."""
-    width = model.n_embd
-    return (model.vocab_size + model.context_length) * width + model.n_layer * (12 * width + 13) * width + 2 * width
 
 
 def require(needed: int, where: Path, what: str) -> None:
