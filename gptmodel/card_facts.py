@@ -8,7 +8,7 @@ from typing import Any
 from gptmodel.artifacts import Artifact, Store
 from gptmodel.errors import ArtifactError
 from gptmodel.lineage import chain_of
-from gptmodel.lookup import evaluations_of, ratings_of
+from gptmodel.lookup import comparisons_of, evaluations_of, ratings_of
 
 Figures = dict[str, Any]
 
@@ -27,6 +27,8 @@ class Facts:
     """Of this model, in the order in which they were made."""
     ratings: tuple[Artifact, ...] = ()
     """By people, of this model, in the order in which they were made."""
+    comparisons: tuple[Artifact, ...] = ()
+    """Of this model with others, in the order in which they were made."""
     name: str = ""
     """In the registry."""
     version: str = ""
@@ -89,4 +91,5 @@ def facts_of(store: Store, model: Artifact, *, name: str = "", version: str = ""
     chain = tuple(chain_of(store, model))
     evaluations, benchmarks = (tuple(evaluations_of(store, model.digest, kind)) for kind in ("evaluation", "benchmark"))
     ratings = tuple(ratings_of(store, model.digest))
-    return Facts(model, chain, evaluations, benchmarks, ratings, name, version)
+    comparisons = tuple(comparisons_of(store, evaluations))
+    return Facts(model, chain, evaluations, benchmarks, ratings, comparisons, name, version)

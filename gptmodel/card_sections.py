@@ -154,7 +154,26 @@ def curve(facts: Facts) -> str:
 
 
 def evaluation(facts: Facts) -> str:
-    return "\n\n".join(part for part in (_evaluations(facts), _benchmarks(facts)) if part)
+    return "\n\n".join(part for part in (_evaluations(facts), _comparisons(facts), _benchmarks(facts)) if part)
+
+
+def _comparisons(facts: Facts) -> str:
+    """The difference of the losses to each model that it was measured against."""
+    rows = [
+        (
+            f"{code(made.summary['champion'])} on {made.summary['split']}",
+            *(number(row[name]) for name in ("difference", "low", "high", "p_better")),
+        )
+        for made in facts.comparisons[-_EVALUATIONS:]
+        for row in made.summary["differences"]
+        if row["name"] == "loss"
+    ]
+    if not rows:
+        return ""
+    return (
+        f"Against other models, on the same text:\n\n{table(('against', 'loss', 'from', 'to', 'P(better)'), rows)}\n\n"
+        "Loss is this model's minus the other's, so less than 0 is better; the interval is of a paired bootstrap."
+    )
 
 
 def _benchmarks(facts: Facts) -> str:
@@ -245,7 +264,13 @@ def cost(facts: Facts) -> str:
 def lineage(facts: Facts) -> str:
     rows = [
         (code(artifact.label), code(artifact.digest), str(artifact.request.recipe_version))
-        for artifact in (*facts.chain, facts.model, *facts.evaluations[-_EVALUATIONS:], *facts.ratings[-1:])
+        for artifact in (
+            *facts.chain,
+            facts.model,
+            *facts.evaluations[-_EVALUATIONS:],
+            *facts.comparisons[-_EVALUATIONS:],
+            *facts.ratings[-1:],
+        )
     ]
     return f"{table(('artifact', 'content digest (sha256)', 'recipe'), rows)}\n\n{commands(facts)}"
 

@@ -1,11 +1,12 @@
 """What a store holds, what of it is still wanted, and taking away the rest.
 
 Wanted are pinned artifacts, models that the registry names, what was used lately, rating rounds whose time is not up,
-and what a living run holds; with each of them all that it was made from; and of every model that is kept its
-evaluations and people's ratings. What is half built is asked for by the name that it will have: it goes when nothing in
-it was written lately, nobody pinned it, nobody is at it, and, for a training, MLflow does not know its run as one that
-may go on. The rest goes: products before what they were made from, each by one rename into `.trash-…` and then file by
-file, so that a kill leaves no half artifact and none without its inputs.
+and what a living run holds; with each of them all that it was made from; of every model that is kept its evaluations
+and people's ratings; and comparisons of two evaluations that are both kept. What is half built is asked for by the name
+that it will have: it goes when nothing in it was written lately, nobody pinned it, nobody is at it, and, for a
+training, MLflow does not know its run as one that may go on. The rest goes: products before what they were made from,
+each by one rename into `.trash-…` and then file by file, so that a kill leaves no half artifact and none without its
+inputs.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from gptmodel.artifacts import MANIFEST, REQUEST_FILE, Store
 from gptmodel.corpus import DOWNLOADS, SOURCES
 from gptmodel.errors import ArtifactError
 from gptmodel.freshstore import ROOM
-from gptmodel.lineage_graph import JUDGEMENTS
+from gptmodel.lineage_graph import COMPARISON, JUDGEMENTS
 from gptmodel.manifests import NAME_CHARS, SCRATCH, Ref
 from gptmodel.pins import BUILDING, pins
 from gptmodel.pretraining import RUNS
@@ -103,6 +104,11 @@ def plan(store: Store, rules: Rules, wanted: Mapping[str, str], *, clear: bool =
         if node.path.parent.name in (*JUDGEMENTS, ROUND):
             judged = [ref.label for ref in _refs(node) if ref.kind in MODELS and ref.label in found.kept]
             _keep(found, by_label, [(node.label, f"judges {label}") for label in judged[:1]])
+    for node in nodes:
+        # A comparison keeps no model alive: else each champion would keep the one that it was once measured against.
+        refs = _refs(node) if node.path.parent.name == COMPARISON else ()
+        if refs and all(ref.label in found.kept for ref in refs):
+            _keep(found, by_label, [(node.label, f"judges {refs[-1].label}")])
     found.doomed = [_item(store, node) for node in reversed(nodes) if node.label not in found.kept]
     found.doomed += [item for item in buildings if item.label not in found.kept]
     found.doomed += _leftovers(store, before)

@@ -10,6 +10,7 @@ from typing import Any
 from gptmodel.artifacts import Store
 from gptmodel.collection import ASIDE, TRASH, reproductions, tree_bytes
 from gptmodel.corpus import DOWNLOADS
+from gptmodel.lineage_graph import COMPARISON, node_figures
 from gptmodel.manifests import SCRATCH
 from gptmodel.pins import BUILDING, pins
 from gptmodel.pretraining import RUNS
@@ -65,6 +66,9 @@ def about(node: Node) -> str:
     if kind == "benchmark":
         model = next((ref.label for ref in node.manifest.request.inputs if ref.kind in MODELS), "?")
         return f"{model} on {', '.join(map(str, told.get('tasks') or '?')):.60}"
+    if kind == COMPARISON:
+        models = f"{told.get('challenger', '?')!s:.30} against {told.get('champion', '?')!s:.30}"
+        return f"{models}: loss {_figure(node_figures(kind, told), 'loss_difference')}"
     if kind == "rating-round":
         return f"{_count(told, 'texts')} texts for raters"
     if kind == "ratings":

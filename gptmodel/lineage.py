@@ -15,7 +15,7 @@ from pathlib import Path
 
 from gptmodel.artifacts import MANIFEST, Artifact, Ref, Store
 from gptmodel.errors import ArtifactError
-from gptmodel.lineage_graph import FIGURES, JUDGEMENTS, MODELS, Graph, Node, figures_of, in_order, source_node
+from gptmodel.lineage_graph import COMPARISON, JUDGEMENTS, MODELS, Graph, Node, in_order, node_figures, source_node
 from gptmodel.manifests import NAME_CHARS, read_manifest
 
 log = logging.getLogger(__name__)
@@ -24,6 +24,22 @@ log = logging.getLogger(__name__)
 def artifact_of(store: Store, ref: Ref) -> Artifact:
     """The artifact that an input names, as the store has it now. ArtifactError if it is not there, or damaged."""
     return store.at(ref.kind, ref.fingerprint[:NAME_CHARS])
+
+
+def challenges(artifact: Artifact, evaluation: Ref) -> bool:
+    """Whether it is a comparison in which this is the challenger's evaluation."""
+    inputs = artifact.request.inputs
+    return artifact.kind == COMPARISON and len(inputs) == 2 and inputs[1].digest == evaluation.digest
+
+
+def judged_model(store: Store, artifact: Artifact) -> Artifact:
+    """The model that a judgement is of: of ratings the first, of a comparison the challenger; else what is given.
+
+    ArtifactError if the store no longer has it.
+    """
+    if artifact.kind == COMPARISON:
+        artifact = artifact_of(store, artifact.request.inputs[-1])
+    return artifact_of(store, artifact.request.inputs[0]) if artifact.kind in JUDGEMENTS else artifact
 
 
 def chain_of(store: Store, artifact: Artifact) -> list[Artifact]:
@@ -110,9 +126,13 @@ class Lineage:
         return max(found, key=lambda a: str(a.provenance.get("finished", ""))).ref
 
     def around(self, ref: Ref) -> Graph:
-        """All that it was made from; for a model its evaluations and ratings too, and what those were made from."""
+        """All that it was made from; for a model its judgements too, and what those were made from.
+
+        Judgements are its evaluations, benchmarks and ratings, and the comparisons in which it is the challenger.
+        """
         focus, made = self._focus(ref)
         hanging = [a for a in self._products(ref) if a.kind in JUDGEMENTS] if focus.kind in MODELS else []
+        hanging += [a for judged in hanging for a in self._products(judged.ref) if challenges(a, judged.ref)]
         nodes, edges = {focus.id: focus}, dict[tuple[str, str], None]()
         for artifact in hanging:
             nodes[artifact.label] = self._node(artifact)
@@ -192,7 +212,7 @@ class Lineage:
             note=note,
             fingerprint=artifact.fingerprint,
             digest=artifact.digest,
-            figures=figures_of(artifact.summary, FIGURES.get(artifact.kind, ())),
+            figures=node_figures(artifact.kind, artifact.summary),
             finished=str(made.get("finished", "")),
             code=str(made.get("git_commit", "")) + ("+" if made.get("git_dirty") else ""),
         )

@@ -11,11 +11,13 @@ from gptmodel.artifacts import NAME_CHARS, Artifact, Ref
 
 ORDER = (
     *("source", "corpus", "weights", "shards", "checkpoint"),
-    *("evaluation", "benchmark", "rating-round", "ratings", "version"),
+    *("evaluation", "benchmark", "rating-round", "comparison", "ratings", "version"),
 )
 MODELS = ("checkpoint", "weights")
 JUDGEMENTS = ("evaluation", "benchmark", "ratings")
 """What is made of a model to judge it; its first input is the model. Ratings may have more models."""
+COMPARISON = "comparison"
+"""Of two evaluations: its inputs are the champion's and the challenger's, and it judges the challenger."""
 FIGURES = {
     "corpus": ("documents", "train_documents", "validation_documents", "duplicates_dropped"),
     "shards": ("train_tokens", "validation_tokens", "shards"),
@@ -24,6 +26,7 @@ FIGURES = {
     "evaluation": ("split", "loss", "perplexity", "bits_per_byte", "tokens"),
     "benchmark": ("harness", "tasks", "limit"),
     "rating-round": ("texts", "prompts", "checks"),
+    COMPARISON: ("split",),
     "ratings": ("ratings", "raters", "raters_flagged"),
 }
 _ORIGIN = ("package", "version", "dataset", "name", "revision", "split", "urls", "paths", "files")
@@ -101,6 +104,17 @@ def figures_of(summary: Any, names: tuple[str, ...]) -> dict[str, Any]:
         is_list = isinstance(value, list) and all(isinstance(item, str) for item in value)
         if (isinstance(value, str | int | float) and value != "") or (is_list and value):
             found[name] = value
+    return found
+
+
+def node_figures(kind: str, summary: Any) -> dict[str, Any]:
+    """The figures that a node shows; of a comparison the difference of the losses, from a list of all differences."""
+    found = figures_of(summary, FIGURES.get(kind, ()))
+    rows = summary.get("differences") if kind == COMPARISON and isinstance(summary, dict) else None
+    for row in rows if isinstance(rows, list) else ():
+        if isinstance(row, dict) and row.get("name") == "loss":
+            told = {"loss_difference": row.get("difference"), "p_better": row.get("p_better")}
+            return figures_of(told, tuple(told)) | found
     return found
 
 

@@ -25,6 +25,7 @@ _COLOURS = {
     "evaluation": "#cc79a7",
     "benchmark": "#d55e00",
     "rating-round": "#b8a9c9",
+    "comparison": "#117733",
     "ratings": "#882255",
     "version": "#f0e442",
 }

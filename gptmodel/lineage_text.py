@@ -42,6 +42,8 @@ _PHRASES = {
     "perplexity": "perplexity {}",
     "loss": "loss {}",
     "bits_per_byte": "{} bits per byte",
+    "loss_difference": "loss {} against the champion",
+    "p_better": "P(better) {}",
     "split": "{} split",
     "aliases": "@{}",
     "texts": "{} texts",

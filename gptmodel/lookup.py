@@ -12,6 +12,7 @@ from typing import Any
 from gptmodel.artifacts import MANIFEST, Artifact, Store, load_artifact
 from gptmodel.corpus import KIND, normalise
 from gptmodel.errors import ArtifactError, ConfigError, DataError
+from gptmodel.lineage_graph import COMPARISON
 
 log = logging.getLogger(__name__)
 _NAMED = 5
@@ -120,6 +121,12 @@ def _tables(corpus: Artifact, columns: list[str], check: bool) -> Iterator[Any]:
 def evaluations_of(store: Store, model_digest: str, kind: str = "evaluation") -> list[Artifact]:
     """Evaluations (or benchmarks) of the model with this content digest, in the order in which they were made."""
     return [a for a in _judgements(store, kind) if model_digest in (r.digest for r in a.request.inputs[:1])]
+
+
+def comparisons_of(store: Store, evaluations: Iterable[Artifact]) -> list[Artifact]:
+    """Comparisons in which one of these evaluations is the challenger's, in the order in which they were made."""
+    digests = {evaluation.digest for evaluation in evaluations}
+    return [a for a in _judgements(store, COMPARISON) if digests & {r.digest for r in a.request.inputs[1:]}]
 
 
 def ratings_of(store: Store, model_digest: str) -> list[Artifact]:

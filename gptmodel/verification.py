@@ -17,7 +17,7 @@ from pathlib import Path
 from gptmodel.artifacts import Artifact, Store, has_manifest, is_link
 from gptmodel.errors import ArtifactError
 from gptmodel.hashing import Hashed, hash_files
-from gptmodel.lineage_graph import JUDGEMENTS
+from gptmodel.lineage_graph import COMPARISON, JUDGEMENTS
 from gptmodel.manifests import MANIFEST, NAME_CHARS, SCRATCH, Manifest, Ref, read_manifest, regular_file
 from gptmodel.pretraining import LOG_HASHES, RUNS, SEALED
 from gptmodel.provenance import FOLDER as PROVENANCE
@@ -127,15 +127,21 @@ def nodes_of(store: Store, targets: Iterable[Path]) -> list[Node]:
 
 
 def with_evaluations(store: Store, target: Path) -> list[Path]:
-    """A model's directory with those of its evaluations and ratings; of anything else only itself."""
+    """A model's directory with those of its evaluations and ratings, and of the comparisons in which it is the
+    challenger; of anything else only itself."""
     node, found = read_node(target), [target]
     if node.manifest is None or node.manifest.request.kind not in MODELS:
         return found
     wanted = {node.manifest.request.fingerprint, node.manifest.digest}
-    for path in (path for kind in JUDGEMENTS for path in store.directories(kind)):
-        other = read_node(path)
-        if other.manifest is None or any({r.fingerprint, r.digest} & wanted for r in other.manifest.request.inputs):
-            found.append(path)  # one that cannot be read may be of this model
+    for kind in (*JUDGEMENTS, COMPARISON):
+        for path in store.directories(kind):
+            other = read_node(path)
+            refs = other.manifest.request.inputs if other.manifest else ()
+            if kind == COMPARISON:
+                refs = refs[1:]
+            if other.manifest is None or any({r.fingerprint, r.digest} & wanted for r in refs):
+                found.append(path)  # one that cannot be read may be of this model
+                wanted |= {other.manifest.request.fingerprint, other.manifest.digest} if other.manifest else set()
     return found
 
 

@@ -19,7 +19,7 @@ from mlflow.exceptions import MlflowException
 from gptmodel.artifacts import MANIFEST, Store
 from gptmodel.errors import TrackingError, first_line
 from gptmodel.hashing import hash_files
-from gptmodel.lineage_graph import JUDGEMENTS
+from gptmodel.lineage_graph import COMPARISON, JUDGEMENTS
 from gptmodel.manifests import Manifest
 from gptmodel.pretraining import RUNS
 from gptmodel.verification import MODELS, Difference, Node
@@ -56,7 +56,10 @@ def compare(store: Store, nodes: Iterable[Node], notes: list[str], known_there: 
             if _kind(node) == "ratings":
                 yield from _compare_ratings(store, node, notes, known_there)
             elif _kind(node) in JUDGEMENTS:
-                yield from _compare_judgement(store, node, notes, known_there)
+                yield from _compare_judgement(store, node, _judged(node), notes, known_there)
+            elif _kind(node) == COMPARISON:
+                judged = [known[ref.label] for ref in _manifest(node).request.inputs[1:] if ref.label in known]
+                yield from _compare_judgement(store, node, _judged(*judged), notes, known_there)
     except FAILURES as error:
         raise TrackingError(f"MLflow stopped answering ({first_line(error)})") from None
 
@@ -190,9 +193,16 @@ def _compare_registry(run: Run, node: Node, notes: list[str]) -> Iterator[Differ
                 yield Difference(name, "", f"tag {tag}", value, str(found))
 
 
-def _compare_judgement(store: Store, node: Node, notes: list[str], known_there: list[str]) -> Iterator[Difference]:
-    refs = [ref for ref in _manifest(node).request.inputs if ref.kind in MODELS]
-    run = find_run_of(store, refs[0].fingerprint) if refs else None
+def _judged(*evaluations: Node) -> str:
+    """The fingerprint of the model that was judged, in whose run the judgement is; empty if that is not known."""
+    refs = [ref for node in evaluations for ref in _manifest(node).request.inputs if ref.kind in MODELS]
+    return refs[0].fingerprint if refs else ""
+
+
+def _compare_judgement(
+    store: Store, node: Node, model: str, notes: list[str], known_there: list[str]
+) -> Iterator[Difference]:
+    run = find_run_of(store, model) if model else None
     tag = f"gptflow.{_kind(node)}.{node.path.name}"
     if run is None or tag not in run.data.tags:
         notes.append(f"MLflow was not told of {node.label} yet; `gptflow sync` tells it")
@@ -202,7 +212,9 @@ def _compare_judgement(store: Store, node: Node, notes: list[str], known_there: 
     if run.data.tags[tag] != expected:
         yield Difference(name, "", f"tag {tag}", expected, run.data.tags[tag])
     files = {entry.name: entry.sha256 for entry in _manifest(node).files}
-    wanted = {name: files.get(name) for name in ("evaluation.json", "documents.parquet", "results.json")}
+    wanted = {
+        name: files.get(name) for name in ("evaluation.json", "documents.parquet", "results.json", "comparison.json")
+    }
     with tempfile.TemporaryDirectory(prefix="gptflow-verify-") as folder:
         for file, digest in {**wanted, MANIFEST: _manifest(node).stated[3]}.items():
             where = f"{_kind(node)}/{node.path.name}/{file}"

@@ -6,8 +6,8 @@ import logging
 
 from gptmodel.artifacts import Artifact, Store
 from gptmodel.errors import TrackingError
-from gptmodel.lineage import Lineage, artifact_of
-from gptmodel.lineage_graph import JUDGEMENTS, MODELS, Graph, Registered
+from gptmodel.lineage import Lineage, judged_model
+from gptmodel.lineage_graph import MODELS, Graph, Registered
 from gptmodel.lineage_text import narrow_text
 from tasks.mlflow_pages import LINEAGE_PAGE, address, briefly, is_there, page_of, versions_of
 from tasks.pages import show_words
@@ -16,10 +16,10 @@ log = logging.getLogger(__name__)
 
 
 def show_lineage(artifact: Artifact) -> None:
-    """A page on the lineage of a model, or of the one that an evaluation or ratings judge first. Others have none."""
+    """A page on the lineage of a model, or of the one that a judgement is of. Others have none."""
     store = Store(artifact.path.parent.parent)
     try:
-        model = artifact_of(store, artifact.request.inputs[0]) if artifact.kind in JUDGEMENTS else artifact
+        model = judged_model(store, artifact)
         if model.kind in MODELS:
             graph = Lineage(store).around(model.ref)
             where, versions = _in_mlflow(store, model, graph)

@@ -212,8 +212,8 @@ def _bounds(summary: dict[str, Any]) -> dict[str, float]:
     return {f"{name}_{side}": pair[i] for name, pair in told.items() for i, side in enumerate(("low", "high"))}
 
 
-def record_comparison(run: Run, comparison: Artifact) -> None:
-    """Log a comparison to the challenger's run, once: each difference, its interval, and P(better)."""
+def record_comparison(run: Run, comparison: Artifact, model: Artifact) -> None:
+    """Log a comparison to the run of the challenger, `model`, once: differences, intervals, P(better), and the file."""
     run_id, told = run.info.run_id, comparison.summary
     if run.data.tags.get(comparison_tag(comparison)) == comparison.digest:
         return
@@ -228,6 +228,7 @@ def record_comparison(run: Run, comparison: Artifact) -> None:
     client().log_batch(run_id, metrics=[metric for metric in metrics if not _is_there(run_id, metric)])
     for name in (*comparison.names(), MANIFEST):
         client().log_artifact(run_id, str(comparison.path / name), f"comparison/{comparison.path.name}")
+    _record_lineage(run_id, model)
     set_tags(run_id, {comparison_tag(comparison): comparison.digest})
 
 

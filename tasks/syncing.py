@@ -15,9 +15,8 @@ from mlflow.entities import Run
 from gptmodel.artifacts import MANIFEST, Artifact, Store, load_artifact
 from gptmodel.errors import LockHeldError, LockLostError, first_line
 from gptmodel.judging.benchmark import KIND as BENCHMARK
-from gptmodel.judging.comparison import KIND as COMPARISON
 from gptmodel.lineage import artifact_of, chain_of
-from gptmodel.lineage_graph import JUDGEMENTS, MODELS
+from gptmodel.lineage_graph import COMPARISON, JUDGEMENTS, MODELS
 from gptmodel.locks import Hold, exclusive
 from gptmodel.pretraining import RUNS, run_dir_of
 from tasks.carding import CARD_TAG, record_card
@@ -165,15 +164,8 @@ def sync_comparison(store: Store, comparison: Artifact) -> Outcome:
     challenger = artifact_of(store, comparison.request.inputs[1])
     sync_evaluation(store, challenger)
     model = artifact_of(store, challenger.request.inputs[0])
-    run_dir = run_dir_of(store, model.fingerprint)
-    card = load_card(run_dir)
-    with _alone(run_dir, card) as hold:
-        _, run = _sync_run(store, run_dir, card, hold)
-        if run.data.tags.get(comparison_tag(comparison)) == comparison.digest:
-            return Outcome(comparison.label, "current")
-        hold.check()
-        record_comparison(run, comparison)
-    return Outcome(comparison.label, "sent")
+    what = partial(record_comparison, comparison=comparison, model=model)
+    return _sync_after_model(store, model, comparison, comparison_tag(comparison), what)
 
 
 def settle(work: Callable[[], object], what: str, n_bytes: int = 0) -> None:

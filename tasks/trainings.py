@@ -7,7 +7,8 @@ from contextlib import suppress
 from pathlib import Path
 
 from gptmodel.artifacts import Store, find_model
-from gptmodel.lineage_graph import JUDGEMENTS
+from gptmodel.lineage import artifact_of
+from gptmodel.lineage_graph import COMPARISON, JUDGEMENTS
 from gptmodel.pins import BUILDING
 from gptmodel.pretraining import KIND, RUNS
 from gptmodel.traced_training import TracedTraining, find_unfinished, finished_training, unfinished_training
@@ -24,6 +25,8 @@ def find_training(store: Store, name: str = "") -> TracedTraining:
     if run_dir is not None:
         return unfinished_training(store, run_dir)
     found = find_artifact(store, name) if name else find_model(store)
+    if found.kind == COMPARISON:
+        found = artifact_of(store, found.request.inputs[-1])  # the challenger's evaluation
     if found.kind in JUDGEMENTS:
         made_from = {ref.kind for ref in found.request.inputs}
         found = store.input_of(found, KIND if KIND in made_from else "weights")

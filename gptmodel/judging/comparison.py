@@ -19,8 +19,8 @@ from gptmodel.config import EvaluateConfig
 from gptmodel.errors import ConfigError
 from gptmodel.judging.bootstrap import interval, resampled
 from gptmodel.judging.units import HIGHER_IS_BETTER, OF_THE_TEXT, Units, load_units
+from gptmodel.lineage_graph import COMPARISON as KIND
 
-KIND = "comparison"
 RECIPE_VERSION = 1
 _MUST_AGREE = ("split", "max_tokens", "stride")
 
