@@ -32,6 +32,7 @@ def human_eval(
     days: float = 7.0,
     look_every: float = 300.0,
     queue: bool = True,
+    pairs: bool = True,
     await_raters: bool = True,
     wait: bool = False,
 ) -> dict[str, Any]:
@@ -42,10 +43,11 @@ def human_eval(
         raters: A name for each rater. Names stay in the store's folder .ratings; all else holds numbers.
         corpus: Where beginnings and checks are drawn from; left out, what the first trained model learned from.
         settings: How many beginnings, how they are continued, how many checks, and the seed.
-        needed: Ratings that are enough, checks included; 0 is all texts by all raters.
+        needed: Ratings and comparisons that are enough, checks included; 0 is all of them by all raters.
         days: After so many days the run goes on with what it has.
         look_every: Seconds between two looks at what is in; meanwhile the run takes up no worker.
         queue: Make a queue for each rater in MLflow's Review page.
+        pairs: With two or more models, ask raters as well which of two texts after the same beginning they prefer.
         await_raters: Wait for the ratings; otherwise the run ends when the texts are before the raters.
         wait: Wait for another run that makes the same, instead of refusing.
     """
@@ -62,7 +64,7 @@ def human_eval(
         if found is None:
             rated = models_named(store, models or [])
             found = draw_round(rated, corpus_for(store, corpus, rated, settings), settings, wait)
-            asked = ask_raters(found, names, days, needed, queue)
+            asked = ask_raters(found, names, days, needed, queue, pairs)
             if not await_raters:
                 return {"round": found, "raters": asked}
         await_ratings(found, look_every)

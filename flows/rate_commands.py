@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from gptmodel.errors import DataError, TrackingError
+from gptmodel.errors import ConfigError, DataError, TrackingError
 
 if TYPE_CHECKING:
     from gptmodel.artifacts import Artifact, Store
-    from gptmodel.rating.gate import Verdict
 
 _round = click.argument("name", metavar="[ROUND]", required=False, default="")
 _json = click.option("--json", "as_json", is_flag=True, help="Print the result as one JSON object.")
@@ -38,9 +36,10 @@ def rate() -> None:
 @click.option("--corpus", default="", help="Where to draw them from; left out, what the first model learned from.")
 @click.option("--set", "sets", multiple=True, metavar="A.B=VALUE", help="Another setting, as decoding.top_k=50.")
 @click.option("--seed", type=int, help="Another seed is another round.")
-@click.option("--needed", type=click.IntRange(min=0), default=0, help="Ratings that are enough; 0 is all of them.")
+@click.option("--needed", type=click.IntRange(min=0), default=0, help="Answers that are enough; 0 is all of them.")
 @click.option("--days", type=float, default=7.0, show_default=True, help="How long there is time.")
 @click.option("--queue/--no-queue", default=True, help="Make queues in MLflow's Review page.")
+@click.option("--pairs/--no-pairs", default=True, help="With two or more models, ask which of two texts is better.")
 @click.option("--wait", is_flag=True, help="Wait for another run of the same, instead of refusing.")
 @_json
 def start(
@@ -58,7 +57,7 @@ def start(
 
     quiet_prefect()
     start_server_apart()
-    asked = {name: options[name] for name in ("corpus", "needed", "days", "queue")}
+    asked = {name: options[name] for name in ("corpus", "needed", "days", "queue", "pairs")}
     made = human_eval(list(models), list(raters), settings=settings, await_raters=False, wait=wait, **asked)
     found, numbers = made["round"], made["raters"]
     if as_json:
@@ -68,45 +67,71 @@ def start(
     click.echo(f"{found.label}: {found.summary['texts']} texts for each rater, in an order of his own")
     for who, place in numbers.items():
         click.echo(f"  {who} is rater-{place['rater']}" + (f": {place['page']}" if place["page"] else ""))
+        if place["pairs"]:
+            click.echo(f"    then, which of two is better: {place['pairs']}")
     click.echo("At a terminal:  gptflow rate terminal --rater NAME")
     click.echo("On paper:       gptflow rate export --rater NAME --to sheet.csv")
     click.echo("How far it is:  gptflow rate status")
 
 
+_pairs = click.option("--pairs", "only_pairs", is_flag=True, help="The pairs to compare, and not the single texts.")
+
+
 @rate.command()
 @_round
 @click.option("--rater", required=True, help="Your name, as the round was told.")
-def terminal(name: str, rater: str) -> None:
-    """Rate at the keyboard: 1 to 5 for each question. Leave at any time and go on later: each key is saved."""
+@_pairs
+def terminal(name: str, rater: str, only_pairs: bool) -> None:
+    """Rate at the keyboard: 1 to 5 for each question, then A or B. Leave at any time and go on: each key is saved."""
+    from flows.rate_pairs import compare_pairs
     from flows.rate_terminal import rate_texts
+    from tasks.rating import pairs_asked
 
     store, found = _open(name)
-    rate_texts(store, found, rater)
+    pairs = pairs_asked(store, found)
+    if only_pairs and not pairs:
+        raise ConfigError(f"{found.label} asks for no comparison; open it with `gptflow rate start` and two models")
+    if (only_pairs or rate_texts(store, found, rater)) and pairs:
+        compare_pairs(store, found, rater, pairs)
 
 
 @rate.command()
 @_round
 @click.option("--rater", required=True, help="Whose sheet.")
 @click.option("--to", "target", type=click.Path(path_type=Path, dir_okay=False), required=True, help="A CSV file.")
-def export(name: str, rater: str, target: Path) -> None:
+@_pairs
+def export(name: str, rater: str, target: Path, only_pairs: bool) -> None:
     """Write a rater's sheet: a CSV file to fill in, with the questions in a text file beside it."""
     from gptmodel.artifacts import write_atomic
     from gptmodel.rating.journal import Journal
+    from gptmodel.rating.pair_sheets import pair_guide_text, pair_sheet_text
+    from gptmodel.rating.pairs import pairs_in_order
     from gptmodel.rating.rounds import in_order, read_items
     from gptmodel.rating.sheets import guide_text, sheet_text
+    from tasks.rating import pairs_asked
 
     store, found = _open(name)
+    pairs = pairs_asked(store, found) if only_pairs else []
+    if only_pairs and not pairs:
+        raise ConfigError(f"{found.label} asks for no comparison; open it with `gptflow rate start` and two models")
     journal = Journal(store, found.path.name)
     number = journal.number_of(rater)
     guide = target.with_suffix(".txt")
     if target.exists() or guide.exists():
         raise DataError(f"{target if target.exists() else guide} is there already; give another name, or remove it")
+    if only_pairs:
+        words = pair_guide_text()
+        sheet = pair_sheet_text(found, number, pairs_in_order(found, number, pairs), journal.comparisons())
+    else:
+        words = guide_text()
+        sheet = sheet_text(found, number, in_order(found, number, read_items(found)), journal.ratings())
     try:
-        write_atomic(guide, guide_text())
-        write_atomic(target, sheet_text(found, number, in_order(found, number, read_items(found)), journal.ratings()))
+        write_atomic(guide, words)
+        write_atomic(target, sheet)
     except OSError as error:
         raise DataError(f"{target} cannot be written: {error.strerror}") from None
-    click.echo(f"{target}: the texts for rater-{number}; {guide} says what to do. Back with `gptflow rate import`")
+    what = "pairs" if only_pairs else "texts"
+    click.echo(f"{target}: the {what} for rater-{number}; {guide} says what to do. Back with `gptflow rate import`")
 
 
 @rate.command("import")
@@ -115,15 +140,21 @@ def export(name: str, rater: str, target: Path) -> None:
 def import_(sheets: tuple[Path, ...], name: str) -> None:
     """Take filled-in sheets: all of them or, if a row is wrong, nothing. A sheet that is taken twice counts once."""
     from gptmodel.rating.journal import Journal
+    from gptmodel.rating.pair_sheets import is_pair_sheet, read_pair_sheet
     from gptmodel.rating.rounds import read_items
     from gptmodel.rating.sheets import read_sheet
+    from tasks.rating import pairs_asked
 
     store, found = _open(name)
-    journal, items = Journal(store, found.path.name), read_items(found)
+    journal, items, pairs = Journal(store, found.path.name), read_items(found), pairs_asked(store, found)
     numbers = list(journal.raters().values())
-    ratings = [rating for sheet in sheets for rating in read_sheet(sheet, found, numbers, items)]
-    fresh = journal.add(ratings)
-    click.echo(f"{len(ratings)} ratings read, {fresh} of them new, for {found.label}")
+    of_pairs = [sheet for sheet in sheets if is_pair_sheet(sheet)]
+    compared = [word for sheet in of_pairs for word in read_pair_sheet(sheet, found, numbers, pairs)]
+    ratings = [word for sheet in sheets if sheet not in of_pairs for word in read_sheet(sheet, found, numbers, items)]
+    if ratings or not of_pairs:
+        click.echo(f"{len(ratings)} ratings read, {journal.add(ratings)} of them new, for {found.label}")
+    if of_pairs:
+        click.echo(f"{len(compared)} comparisons read, {journal.compare(compared)} of them new, for {found.label}")
 
 
 @rate.command()
@@ -133,12 +164,16 @@ def status(name: str, as_json: bool) -> None:
     """How far a round is, rater by rater. Names are shown here and nowhere else."""
     from gptmodel.rating.journal import Journal
     from gptmodel.rating.rounds import models_of, read_items
+    from tasks.rating import pairs_asked
 
     store, found = _open(name)
     _collect(store, found)
-    journal, items = Journal(store, found.path.name), read_items(found)
-    done = [rater for rater, _ in journal.ratings()]
-    raters = {who: {"rater": number, "rated": done.count(number)} for who, number in journal.raters().items()}
+    journal, items, pairs = Journal(store, found.path.name), read_items(found), pairs_asked(store, found)
+    done, compared = [rater for rater, _ in journal.ratings()], [rater for rater, _ in journal.comparisons()]
+    raters = {
+        who: {"rater": number, "rated": done.count(number), **({"compared": compared.count(number)} if pairs else {})}
+        for who, number in journal.raters().items()
+    }
     opening = journal.opening()
     if as_json:
         until = opening.deadline if opening else None
@@ -147,9 +182,11 @@ def status(name: str, as_json: bool) -> None:
         return
     click.echo(f"{found.label}: {len(items)} texts of {', '.join(models_of(found))}")
     for who, how in raters.items():
-        click.echo(f"  {who} (rater-{how['rater']}): {how['rated']} of {len(items)}")
+        also = f", {how['compared']} of {len(pairs)} pairs" if pairs else ""
+        click.echo(f"  {who} (rater-{how['rater']}): {how['rated']} of {len(items)}{also}")
     if opening:
-        click.echo(f"{len(done)} of {opening.needed} ratings are in; time until {opening.deadline}")
+        given = len(done) + len(compared)
+        click.echo(f"{given} of {opening.needed} answers are in; time until {opening.deadline}")
 
 
 @rate.command()
@@ -162,6 +199,7 @@ def results(name: str, wanted: tuple[str, ...], model: str, as_json: bool) -> No
 
     The interval holds 95 % of bootstrap samples of raters and prompts. `.low` asks its lower end to reach the points.
     """
+    from flows.rate_results import tell
     from gptmodel.rating.gate import judge, parse_requirement
 
     requirements = [parse_requirement(text) for text in wanted]
@@ -174,17 +212,42 @@ def results(name: str, wanted: tuple[str, ...], model: str, as_json: bool) -> No
 
         model = find_model(store, str(find_artifact(store, model).path)).label
     verdicts = judge(ratings, model, requirements)
-    _tell(ratings, verdicts, as_json=as_json)
+    tell(ratings, verdicts, as_json=as_json)
     if not all(verdict.met for verdict in verdicts):
         raise SystemExit(1)
 
 
+@rate.command()
+@click.argument("model")
+@click.option("--against", "rival", default="", help="Another model: fails if raters prefer that one.")
+@click.option("--require", "wanted", multiple=True, metavar="C>=X", help="As coherence>=3.0, or coherence.low>=3.0.")
+@click.option("--raters", type=int, default=2, show_default=True, help="Raters who read; with fewer it does not pass.")
+@click.option("--ratings", type=int, default=10, show_default=True, help="Ratings of its texts; likewise.")
+@_json
+def gate(model: str, rival: str, wanted: tuple[str, ...], raters: int, ratings: int, as_json: bool) -> None:
+    """Whether people's newest ratings of MODEL let it pass. Exit code 1 if it fails, or too few have rated."""
+    from gptmodel.artifacts import find_model, open_store
+    from gptmodel.rating.gate import PeopleGate, decide
+    from tasks.naming import find_artifact
+
+    asked = PeopleGate(requirements=wanted, least_raters=raters, least_ratings=ratings)
+    store = open_store()
+    found = [find_model(store, str(find_artifact(store, name).path)) for name in (model, rival) if name]
+    decision = decide(store, found[0].digest, asked, found[1].digest if rival else "")
+    if as_json:
+        verdicts = [{"require": str(v.requirement), "met": v.met, "mean": v.mean} for v in decision.verdicts]
+        click.echo(json.dumps({**vars(decision), "model": found[0].label, "verdicts": verdicts}, ensure_ascii=False))
+    else:
+        click.echo(f"{found[0].label}: {decision.outcome}: {decision.why}")
+    if decision.outcome != "pass":
+        raise SystemExit(1)
+
+
 def _publish(store: Store, found: Artifact) -> Artifact:
-    from gptmodel.rating.journal import Journal
-    from gptmodel.rating.results import publish
+    from tasks.rating import figures
     from tasks.syncing import settle, sync_ratings
 
-    ratings, _ = publish(store, found, list(Journal(store, found.path.name).ratings().values()), wait=True)
+    ratings, _ = figures(store, found, wait=True)
     settle(lambda: sync_ratings(store, ratings), ratings.label)
     return ratings
 
@@ -205,37 +268,3 @@ def _collect(store: Store, found: Artifact) -> None:
         collect(store, found)
     except TrackingError as error:
         click.echo(f"gptflow: {error}; without it:", err=True)
-
-
-def _tell(ratings: Artifact, verdicts: list[Verdict], *, as_json: bool) -> None:
-    told = ratings.summary
-    if as_json:
-        gate = [
-            {"require": str(v.requirement), "met": v.met, "mean": v.mean, "low": v.low, "high": v.high}
-            for v in verdicts
-        ]
-        click.echo(json.dumps({"ratings": ratings.label, "digest": ratings.digest, "gate": gate, "summary": told}))
-        return
-    from rich.console import Console
-    from rich.table import Table
-
-    from tasks.rating import figure_rows
-
-    console = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 140)
-    rows = figure_rows(ratings)
-    table = Table(*rows[0], box=None, title=f"[bold]{ratings.label}", title_justify="left")
-    for row in rows:
-        table.add_row(*(str(value) for value in row.values()))
-    console.print(table)
-    for pair in told["preference"]:
-        p_value = "none" if pair["p_value"] is None else f"{pair['p_value']:.3g}"
-        console.print(
-            f"{pair['a']} against {pair['b']}: better after {pair['a_wins']} prompts, worse after {pair['b_wins']}, "
-            f"{pair['ties']} ties; sign test p = {p_value}"
-        )
-    for rater in told["by_rater"]:
-        marks = [f"{what} {rater[what]:.2f}" for what in ("real", "salad") if rater[what] is not None]
-        how = "FLAGGED and left out" if rater["flagged"] else "not checked" if len(marks) < 2 else "passed the checks"
-        console.print(f"rater-{rater['rater']}: {rater['rated']} texts, {how} ({', '.join(marks) or 'no check rated'})")
-    for verdict in verdicts:
-        console.print(f"[bold]{verdict}")

@@ -14,15 +14,16 @@ from gptmodel.artifacts import Artifact, Store
 from gptmodel.errors import DataError
 from gptmodel.lineage_text import plain
 from gptmodel.rating.criteria import COMMENT, COMMENT_CHARS, CRITERIA, HIGHEST, INTRODUCTION, LOWEST
-from gptmodel.rating.journal import Journal, Rating
+from gptmodel.rating.deliveries import Rating
+from gptmodel.rating.journal import Journal
 from gptmodel.rating.rounds import Item, in_order, read_items
 
 _POINTS = [str(point) for point in range(LOWEST, HIGHEST + 1)]
 _KEYS = f"{LOWEST} to {HIGHEST} rates, b goes back, c comments on this text, s comes to it later, q leaves"
 
 
-def rate_texts(store: Store, found: Artifact, name: str) -> None:
-    """Ask a rater for all texts that he has not rated, in his order, until he leaves or is done."""
+def rate_texts(store: Store, found: Artifact, name: str) -> bool:
+    """Ask a rater for all texts that he has not rated, in his order, until he leaves or is done; whether he is done."""
     journal, console = Journal(store, found.path.name), Console(highlight=False)
     rater = journal.number_of(name)
     order = in_order(found, rater, read_items(found))
@@ -34,12 +35,13 @@ def rate_texts(store: Store, found: Artifact, name: str) -> None:
         said = _ask(console, journal, rater, item)
         if said is None:
             console.print(f"Saved: {place} of {len(order)} are rated. Run the same command to go on.")
-            return
+            return False
         if said == "later":
             later.add(item.id)
         if later and _next(order, journal, rater, later) is None:
             later.clear()  # now comes what was put off
     console.print(f"All {len(order)} texts are rated. Thank you.")
+    return True
 
 
 def _next(order: Sequence[Item], journal: Journal, rater: int, later: set[str]) -> Item | None:
@@ -57,14 +59,14 @@ def _ask(console: Console, journal: Journal, rater: int, item: Item) -> str | No
     draft: dict[str, Any] = journal.draft(rater)
     if draft.get("item") != item.id:
         draft = {"item": item.id, "scores": {}, "comment": ""}
-    console.print(Padding(f"[bold]{_shown(item.prompt)}[/bold] {_shown(item.text) or '[dim](nothing)[/dim]'}", (1, 2)))
+    console.print(Padding(f"[bold]{shown(item.prompt)}[/bold] {shown(item.text) or '[dim](nothing)[/dim]'}", (1, 2)))
     scores: dict[str, int] = draft["scores"]
     while len(scores) < len(CRITERIA):
         criterion = CRITERIA[len(scores)]
         low, middle, high = criterion.anchors
         console.print(f"[bold]{criterion.title}[/bold]  {criterion.question}")
         console.print(f"[dim]  1 {low}; 3 {middle}; 5 {high}")
-        key = _key(console)
+        key = _next_key(console)
         if key in _POINTS:
             scores[criterion.name] = int(key)
             console.print(f"  {key}")
@@ -81,7 +83,12 @@ def _ask(console: Console, journal: Journal, rater: int, item: Item) -> str | No
     return "done"
 
 
-def _key(console: Console) -> str:
+def _next_key(console: Console) -> str:
+    return key_of(console, (*_POINTS, "b", "c", "s", "q"), _KEYS)
+
+
+def key_of(console: Console, keys: Sequence[str], words: str) -> str:
+    """The next key that is one of these; any other one is answered with `words`. The end of input is q."""
     while True:
         try:
             key = click.getchar().lower()
@@ -91,11 +98,11 @@ def _key(console: Console) -> str:
             raise DataError(
                 "there is no keyboard to rate at; run it in a terminal, or use `gptflow rate export`"
             ) from None
-        if key in (*_POINTS, "b", "c", "s", "q"):
+        if key in keys:
             return key
-        console.print(f"[dim]  {_KEYS}")
+        console.print(f"[dim]  {words}")
 
 
-def _shown(text: str) -> str:
+def shown(text: str) -> str:
     """What cannot command the terminal, whoever wrote it."""
     return escape("\n".join(plain(line, 10_000) for line in text.strip("\n").split("\n")))

@@ -14,7 +14,8 @@ from gptmodel.artifacts import Artifact, Store, find_model, open_store
 from gptmodel.errors import ArtifactError, ConfigError
 from gptmodel.lineage import artifact_of
 from gptmodel.rating.journal import Journal, Opening, checked_name, round_of_flow_run
-from gptmodel.rating.results import OVERALL, publish
+from gptmodel.rating.pairs import Pair, pairs_of
+from gptmodel.rating.results import OVERALL, preferences_of, publish
 from gptmodel.rating.rounds import KIND, RoundConfig, build_round, models_of, read_items
 from tasks.awaiting import rest, this_run
 from tasks.holding import hold
@@ -32,7 +33,7 @@ class Progress:
     """How far a round is."""
 
     given: int
-    """Ratings that are in, checks included."""
+    """Ratings and comparisons that are in, checks included."""
     needed: int
     deadline: datetime
 
@@ -92,37 +93,53 @@ def draw_round(models: list[Artifact], corpus: Artifact | None, config: RoundCon
 
 
 @task(name="ask-raters", task_run_name="put texts before raters", **STEP)
-def ask_raters(found: Artifact, raters: list[str], days: float, needed: int, queue: bool) -> dict[str, Any]:
-    """Give each rater a number and, if asked, a queue in MLflow; from now on the time runs."""
+def ask_raters(
+    found: Artifact, raters: list[str], days: float, needed: int, queue: bool, pairs: bool = False
+) -> dict[str, Any]:
+    """Give each rater a number and, if asked, queues in MLflow; from now on the time runs."""
     journal, items = Journal(open_store(), found.path.name), read_items(found)
     numbers = {name: journal.number_of(name) for name in raters}
-    pages: dict[int, str] = {}
+    compared = pairs_of(found, items) if pairs else []
+    pages: dict[int, list[str]] = {}
     if queue:
         from tasks.review_queue import put_before
 
-        pages = put_before(found, items, list(numbers.values()))
+        pages = put_before(found, items, list(numbers.values()), compared)
     now, run = datetime.now(UTC), this_run()
     waiting = (str(run.id),) if run is not None else ()
-    wanted = needed or len(journal.raters()) * len(items)
+    wanted = needed or len(journal.raters()) * (len(items) + len(compared))
     deadline = (now + timedelta(days=days)).isoformat(timespec="seconds")
-    journal.open(Opening(now.isoformat(timespec="seconds"), deadline, wanted, waiting))
-    rows = "\n".join(f"| rater-{number} | {pages.get(number, '')} |" for number in numbers.values())
-    head = f"# Rating of {', '.join(models_of(found))}\n\n{len(items)} texts each, until {deadline}."
+    journal.open(Opening(now.isoformat(timespec="seconds"), deadline, wanted, waiting, bool(compared)))
+    rows = "\n".join(f"| rater-{number} | {' '.join(pages.get(number, []))} |" for number in numbers.values())
+    many = f"{len(items)} texts" + (f" and {len(compared)} pairs" if compared else "")
+    head = f"# Rating of {', '.join(models_of(found))}\n\n{many} each, until {deadline}."
     words = f"{head}\n\n| | |\n|---|---|\n{rows}\n"
     show_words("raters", words, f"Who rates {found.label}, and where")
-    return {name: {"rater": number, "page": pages.get(number, "")} for name, number in numbers.items()}
+    empty = ["", ""]
+    told = {name: (number, (pages.get(number, []) + empty)[:2]) for name, number in numbers.items()}
+    return {name: {"rater": number, "page": page, "pairs": second} for name, (number, (page, second)) in told.items()}
+
+
+def pairs_asked(store: Store, found: Artifact) -> list[Pair]:
+    """The pairs that raters of a round are asked to compare; none in a round that was opened without."""
+    opening = Journal(store, found.path.name).opening()
+    return pairs_of(found, read_items(found)) if opening is not None and opening.pairs else []
 
 
 def collect(store: Store, found: Artifact) -> int:
-    """Take into the journal what was answered in MLflow's queues; how many ratings were new. TrackingError."""
+    """Take into the journal what was answered in MLflow's queues; how much of it was new. TrackingError."""
     from tasks.review_queue import read_back
 
-    answers, known = read_back(found), {item.id for item in read_items(found)}
+    pairs, known = pairs_asked(store, found), {item.id for item in read_items(found)}
+    answers = read_back(found, pairs)
     if answers.incomplete:
         log.warning(
-            "%s: %d texts were answered without all four questions; they do not count", found.label, answers.incomplete
+            "%s: %d texts or pairs were closed without an answer to each question; they do not count",
+            found.label,
+            answers.incomplete,
         )
-    return Journal(store, found.path.name).add(rating for rating in answers.ratings if rating.item in known)
+    journal = Journal(store, found.path.name)
+    return journal.add(word for word in answers.ratings if word.item in known) + journal.compare(answers.comparisons)
 
 
 def progress_of(store: Store, found: Artifact) -> Progress:
@@ -130,7 +147,8 @@ def progress_of(store: Store, found: Artifact) -> Progress:
     journal = Journal(store, found.path.name)
     if (opening := journal.opening()) is None:
         raise ArtifactError(f"{found.label} was never put before raters; run `gptflow rate start`")
-    return Progress(len(journal.ratings()), opening.needed, datetime.fromisoformat(opening.deadline))
+    given = len(journal.ratings()) + len(journal.comparisons())
+    return Progress(given, opening.needed, datetime.fromisoformat(opening.deadline))
 
 
 def await_ratings(found: Artifact, look_every: float) -> None:
@@ -153,10 +171,38 @@ def publish_ratings(found: Artifact, wait: bool = False) -> Artifact:
     from tasks.syncing import settle, sync_ratings
 
     store = open_store()
-    artifact, reused = publish(store, found, list(Journal(store, found.path.name).ratings().values()), wait=wait)
+    artifact, reused = figures(store, found, wait=wait)
     settle(lambda: sync_ratings(store, artifact), artifact.label)
     show_table("ratings", figure_rows(artifact), f"Ratings of {', '.join(models_of(artifact))}")
+    if preferred := preference_words(artifact):
+        show_words("preference", "\n\n".join(preferred) + "\n", "Which model's texts raters prefer")
     return report(artifact, reused, figures_of(artifact, "ratings", "prompts", "raters", "raters_flagged"))
+
+
+def figures(store: Store, found: Artifact, *, wait: bool = False) -> tuple[Artifact, bool]:
+    """The ratings artifact of all that raters have said so far, and whether it was there already."""
+    journal = Journal(store, found.path.name)
+    return publish(store, found, list(journal.ratings().values()), list(journal.comparisons().values()), wait=wait)
+
+
+def preference_words(artifact: Artifact) -> list[str]:
+    """For each two models a line: which was preferred after how many prompts, and how that is known."""
+    words = []
+    for pair in preferences_of(artifact.summary):
+        p_value = "none" if pair["p_value"] is None else f"{pair['p_value']:.3g}"
+        how = (
+            "derived from points"
+            if pair["how"] == "derived"
+            else (
+                f"asked: {pair['answers_a']} answers for it, {pair['answers_b']} against, {pair['answers_tie']} ties, "
+                f"of {pair['raters']} raters"
+            )
+        )
+        words.append(
+            f"{pair['a']} against {pair['b']}: preferred after {pair['a_wins']} prompts, not preferred after "
+            f"{pair['b_wins']}, {pair['ties']} ties; sign test p = {p_value} ({how})"
+        )
+    return words
 
 
 def figure_rows(artifact: Artifact) -> list[dict[str, Any]]:

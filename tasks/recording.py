@@ -23,6 +23,7 @@ from gptmodel.lineage_graph import as_json
 from gptmodel.lineage_page import page as lineage_page
 from gptmodel.metrics_log import read_lines
 from gptmodel.plots import calibration_figure, loss_figure, optimizer_figure
+from gptmodel.rating.results import preferences_of
 from tasks.cards import evaluation_dataset
 from tasks.mlflow_pages import LINEAGE_JSON, LINEAGE_PAGE, versions_of
 from tasks.model_links import link_model
@@ -255,6 +256,11 @@ def record_ratings(run: Run, ratings: Artifact, model: Artifact) -> None:
     }
     values |= {f"ratings/{name}/alpha": alpha for name, alpha in told["alpha"].items()}
     values |= {f"ratings/{name}": told[name] for name in ("ratings", "raters", "raters_flagged")}
+    for pair in preferences_of(told):
+        if model.label in (pair["a"], pair["b"]) and pair["share_a"] is not None:
+            first = model.label == pair["a"]
+            over = f"ratings/{pair['how']}_over/{(pair['b'] if first else pair['a']).rpartition('/')[2][:8]}"
+            values |= {f"{over}/share": pair["share_a"] if first else 1 - pair["share_a"], f"{over}/p": pair["p_value"]}
     models, finished = run.outputs.model_outputs if run.outputs else [], _finished_ms(ratings)
     model_id = models[-1].model_id if models else None
     metrics = [
@@ -264,7 +270,7 @@ def record_ratings(run: Run, ratings: Artifact, model: Artifact) -> None:
     ]
     client().log_batch(run_id, metrics=[metric for metric in metrics if not _is_there(run_id, metric)])
     where = f"ratings/{ratings.path.name}"
-    for name in ("results.json", "ratings.jsonl", MANIFEST):
+    for name in (*ratings.names(), MANIFEST):
         client().log_artifact(run_id, str(ratings.path / name), where)
     _record_lineage(run_id, model)
     set_tags(run_id, {ratings_tag(ratings): ratings.digest})

@@ -13,6 +13,7 @@ from gptmodel.judging.line_chart import Line, line_chart
 from gptmodel.judging.report_facts import ReportFacts, Row
 from gptmodel.lineage_text import plain
 from gptmodel.markdown_text import counted, number, short
+from gptmodel.rating.results import comments_of, preferences_of
 
 _SOURCES, _DOCUMENTS, _SAMPLES, _COMMENTS = 20, 5, 12, 6
 _LEAST_TOKENS = 64  # of a document that is called best or worst: short ones are so by luck
@@ -274,18 +275,29 @@ def ratings(facts: ReportFacts) -> str:
         "intervals are of 95 %. Agreement is Krippendorff's alpha: 1 is full agreement, 0 is chance.</p>\n"
     )
     head = ["criterion", "mean", "interval", "ratings", "agreement"]
-    return told + _table(head, rows, numeric={1, 2, 3, 4}) + "".join(_preferences(facts, summary))
+    table = told + _table(head, rows, numeric={1, 2, 3, 4})
+    return table + "".join(_preferences(facts, summary)) + _comments(facts.ratings, facts.model.model.label)
 
 
 def _preferences(facts: ReportFacts, summary: Row) -> Iterator[str]:
     label = facts.model.model.label
-    for pair in summary.get("preference", []):
+    for pair in preferences_of(summary):
+        how = "raters were asked" if pair["how"] == "asked" else "taken from their points, not asked"
         if label in (pair["a"], pair["b"]):
             p = "" if pair["p_value"] is None else f" (sign test: p = {pair['p_value']:.3f})"
             yield (
                 f"<p>{_text(pair['a'])} was preferred after {pair['a_wins']:,} prompts, {_text(pair['b'])} after "
-                f"{pair['b_wins']:,}, neither after {pair['ties']:,}{p}.</p>\n"
+                f"{pair['b_wins']:,}, neither after {pair['ties']:,}{p}; {how}.</p>\n"
             )
+
+
+def _comments(ratings: Artifact, label: str) -> str:
+    said = comments_of(ratings, label)
+    if not said:
+        return ""
+    more = f"<li>and {len(said) - _COMMENTS:,} more</li>" if len(said) > _COMMENTS else ""
+    told = "".join(f"<li>{_text(comment)}</li>\n" for comment in said[:_COMMENTS])
+    return f"<p>What raters wrote about its texts:</p>\n<ul>\n{told}{more}</ul>\n"
 
 
 def lineage(facts: ReportFacts) -> str:

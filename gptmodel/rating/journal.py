@@ -1,39 +1,27 @@
 """What raters said, as it comes in: `<store>/.ratings/<round>/`, on disk before anybody is told that it is saved.
 
-`ratings.jsonl` only grows: a line for each delivery, one rating or a whole sheet; of a rater's ratings of a text the
-last one counts. A line that a kill cut short is no line, and dropped by the next writer, so a delivery is in or not.
-`raters.json` is the one place that knows names; all else knows numbers. These are a person's hours, so `gptflow store
-gc` never touches this folder.
+`ratings.jsonl` holds points and `comparisons.jsonl` preferences, as `gptmodel.rating.deliveries` says. `raters.json`
+is the one place that knows names; all else knows numbers. These are a person's hours, so `gptflow store gc` never
+touches this folder.
 """
 
 from __future__ import annotations
 
 import json
-import os
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-from gptmodel.artifacts import Store, fsync_path, write_atomic
+from gptmodel.artifacts import Store, write_atomic
 from gptmodel.errors import ArtifactError, ConfigError
 from gptmodel.locks import exclusive
+from gptmodel.rating.deliveries import Comparison, Deliveries, Rating
 
 FOLDER = ".ratings"
-_LOG, _RATERS, _OPENED, _LOCK = "ratings.jsonl", "raters.json", "opened.json", "lock"
-
-
-@dataclass(frozen=True)
-class Rating:
-    """One rater's word on one text."""
-
-    rater: int
-    item: str
-    scores: dict[str, int]
-    comment: str = ""
-    channel: str = "terminal"
-    """terminal, csv or queue."""
+_LOG, _COMPARED = "ratings.jsonl", "comparisons.jsonl"
+_RATERS, _OPENED, _LOCK = "raters.json", "opened.json", "lock"
 
 
 @dataclass(frozen=True)
@@ -43,9 +31,11 @@ class Opening:
     opened: str
     deadline: str
     needed: int
-    """Ratings that are enough, checks included."""
+    """Ratings and comparisons that are enough, checks included."""
     flow_runs: tuple[str, ...] = ()
     """Prefect runs that wait for it."""
+    pairs: bool = False
+    """Whether raters are asked to compare, too."""
 
 
 class Journal:
@@ -54,6 +44,8 @@ class Journal:
     def __init__(self, store: Store, name: str) -> None:
         self.folder = store.root / FOLDER / name
         self.what = f"the ratings of rating-round/{name}"
+        self._ratings = Deliveries(self.folder / _LOG, Rating, "ratings")
+        self._comparisons = Deliveries(self.folder / _COMPARED, Comparison, "comparisons")
 
     def raters(self) -> dict[str, int]:
         """Numbers by name, from 1, in the order in which the names were first seen."""
@@ -73,21 +65,22 @@ class Journal:
         return known[name]
 
     def add(self, ratings: Iterable[Rating]) -> int:
-        """Append those that say something new, all or none, and put them on disk; how many there were."""
+        """Keep those that say something new, all or none; how many there were."""
         with self._alone():
-            known = {(r.rater, r.item, r.channel): r for r in self._delivered()}
-            fresh = []
-            for rating in ratings:  # the queue is read again and again: what it said before is no new word
-                if known.get(key := (rating.rater, rating.item, rating.channel)) != rating:
-                    known[key] = rating
-                    fresh.append(rating)
-            if fresh:
-                self._append(fresh)
-        return len(fresh)
+            return self._ratings.add(ratings)
 
     def ratings(self) -> dict[tuple[int, str], Rating]:
-        """By rater and text, the last word each. ArtifactError for a line that is none."""
-        return {(rating.rater, rating.item): rating for rating in self._delivered()}
+        """By rater and text, the last word each. ArtifactError for a damaged file."""
+        return self._ratings.last()
+
+    def compare(self, comparisons: Iterable[Comparison]) -> int:
+        """As `add`, of preferences."""
+        with self._alone():
+            return self._comparisons.add(comparisons)
+
+    def comparisons(self) -> dict[tuple[int, str], Comparison]:
+        """By rater and pair, the last word each. ArtifactError for a damaged file."""
+        return self._comparisons.last()
 
     def draft(self, rater: int) -> dict[str, Any]:
         """What a rater has said so far of a text that he is not done with."""
@@ -95,17 +88,6 @@ class Journal:
 
     def save_draft(self, rater: int, draft: dict[str, Any]) -> None:
         write_atomic(self.folder / f"draft-{rater}.json", json.dumps(draft, ensure_ascii=False))
-
-    def _delivered(self) -> Iterator[Rating]:
-        for number, line in enumerate(self._whole_text().split("\n")[:-1], 1):
-            try:
-                delivered = [Rating(**raw) for raw in json.loads(line)["ratings"]]
-            except (ValueError, TypeError, KeyError):
-                path = self.folder / _LOG
-                raise ArtifactError(
-                    f"{path} is damaged at line {number}; remove that line to go on without it"
-                ) from None
-            yield from delivered
 
     def opening(self) -> Opening | None:
         """How it was put before raters; None if it never was."""
@@ -122,7 +104,7 @@ class Journal:
             if (before := self.opening()) is not None:
                 runs = tuple(dict.fromkeys((*before.flow_runs, *opening.flow_runs)))
                 deadline = max(before.deadline, opening.deadline)
-                opening = Opening(before.opened, deadline, opening.needed, runs)
+                opening = Opening(before.opened, deadline, opening.needed, runs, opening.pairs or before.pairs)
             write_atomic(self.folder / _OPENED, json.dumps(asdict(opening), indent=2) + "\n")
         return opening
 
@@ -135,27 +117,6 @@ class Journal:
         except (OSError, ValueError) as error:
             raise ArtifactError(f"{path} cannot be read ({error}); put it right, or move it away") from None
         return found if isinstance(found, dict) else {}
-
-    def _whole_text(self) -> str:
-        """All whole lines."""
-        try:
-            raw = (self.folder / _LOG).read_bytes()
-        except FileNotFoundError:
-            return ""
-        return raw[: raw.rfind(b"\n") + 1].decode(errors="replace")
-
-    def _append(self, ratings: list[Rating]) -> None:
-        path = self.folder / _LOG
-        at = datetime.now(UTC).isoformat(timespec="seconds")
-        line = {"at": at, "ratings": [asdict(rating) for rating in ratings]}
-        text = json.dumps(line, ensure_ascii=False) + "\n"
-        whole = len(self._whole_text().encode())
-        with path.open("ab") as file:
-            file.truncate(whole)  # what a kill left of a line
-            file.write(text.encode())
-            file.flush()
-            os.fsync(file.fileno())
-        fsync_path(self.folder)
 
     def _alone(self) -> Any:
         self.folder.mkdir(parents=True, exist_ok=True)

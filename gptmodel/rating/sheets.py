@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from pathlib import Path
 
 from gptmodel.artifacts import Artifact
 from gptmodel.errors import DataError
 from gptmodel.rating.criteria import COMMENT_CHARS, CRITERIA, INTRODUCTION, NAMES, check_scores
-from gptmodel.rating.journal import Rating
+from gptmodel.rating.deliveries import Rating
 from gptmodel.rating.rounds import Item
 
 COLUMNS = ("round", "rater", "text_id", "beginning", "continuation", *NAMES, "comment")
@@ -32,8 +32,8 @@ def sheet_text(found: Artifact, rater: int, items: Sequence[Item], known: dict[t
     for item in items:
         said = known.get((rater, item.id))
         scores = [said.scores[name] for name in NAMES] if said else [""] * len(NAMES)
-        shown = (_harmless(item.prompt), _harmless(item.text))
-        row = (found.path.name, rater, item.id, *shown, *scores, _harmless(said.comment if said else ""))
+        shown = (harmless(item.prompt), harmless(item.text))
+        row = (found.path.name, rater, item.id, *shown, *scores, harmless(said.comment if said else ""))
         writer.writerow(row)
     return "\ufeff" + out.getvalue()  # without the mark, spreadsheets take UTF-8 for something else
 
@@ -55,12 +55,12 @@ def read_sheet(path: Path, found: Artifact, raters: Sequence[int], items: Sequen
     ids = {item.id for item in items}
     problems: list[str] = []
     ratings: dict[tuple[int, str], Rating] = {}
-    for line, row in _rows(path):
+    for line, row in rows_of(path, _NEEDED)[1]:
         filled = [row.get(name, "") for name in NAMES]
         if not any(filled):
             continue
         scores, wrong = check_scores(dict(zip(NAMES, filled, strict=True)))
-        wrong += _wrong_names(row, found, raters, ids)
+        wrong += wrong_names(row, found, raters, "text", ids)
         comment = row.get("comment", "").removeprefix("'")
         if len(comment) > COMMENT_CHARS:
             wrong.append(f"the comment has {len(comment):,} characters; at most {COMMENT_CHARS:,}")
@@ -72,24 +72,32 @@ def read_sheet(path: Path, found: Artifact, raters: Sequence[int], items: Sequen
         if before != rating:
             problems.append(f"line {line}: {rating.item} was rated otherwise further up; leave one")
     if problems:
-        more = f"; and {len(problems) - _TOLD} more" if len(problems) > _TOLD else ""
-        raise DataError(f"{path} was not taken, nothing of it is kept: {'; '.join(problems[:_TOLD])}{more}")
+        raise DataError(refuse(path, problems))
     return list(ratings.values())
 
 
-def _wrong_names(row: dict[str, str], found: Artifact, raters: Sequence[int], ids: set[str]) -> list[str]:
+def refuse(path: Path, problems: Sequence[str]) -> str:
+    """In one line, why a sheet is not taken."""
+    more = f"; and {len(problems) - _TOLD} more" if len(problems) > _TOLD else ""
+    return f"{path} was not taken, nothing of it is kept: {'; '.join(problems[:_TOLD])}{more}"
+
+
+def wrong_names(
+    row: dict[str, str], found: Artifact, raters: Sequence[int], what: str, ids: Container[str]
+) -> list[str]:
+    """What is wrong with a row's round, rater, and id, in its column `<what>_id`."""
     wrong = []
     if row["round"] != found.path.name:
         wrong.append(f"round is {row['round'][:40]!r}, and this is {found.path.name}")
     if row["rater"] not in {str(number) for number in raters}:
         wrong.append(f"rater {row['rater'][:40]!r} was never given a sheet of this round")
-    if row["text_id"] not in ids:
-        wrong.append(f"there is no text {row['text_id'][:40]!r} in this round")
+    if row[f"{what}_id"] not in ids:
+        wrong.append(f"there is no {what} {row[f'{what}_id'][:40]!r} in this round")
     return wrong
 
 
-def _rows(path: Path) -> list[tuple[int, dict[str, str]]]:
-    """(line, fields by column) of each row. DataError for what is no sheet of ours."""
+def rows_of(path: Path, needed: Sequence[str]) -> tuple[list[str], list[tuple[int, dict[str, str]]]]:
+    """(columns, (line, fields by column) of each row). DataError for what is no sheet with the needed columns."""
     try:
         if path.stat().st_size > _MOST_BYTES:
             raise DataError(f"{path} has {path.stat().st_size:,} bytes, which is no sheet of ratings")
@@ -103,7 +111,7 @@ def _rows(path: Path) -> list[tuple[int, dict[str, str]]]:
     rows = []
     try:
         columns = [name.strip() for name in next(reader, [])]
-        if missing := [name for name in _NEEDED if name not in columns]:
+        if missing := [name for name in needed if name not in columns]:
             raise DataError(f"{path} has no column {', '.join(missing)}; use a sheet of `gptflow rate export`")
         start = reader.line_num + 1
         for fields in reader:
@@ -113,9 +121,9 @@ def _rows(path: Path) -> list[tuple[int, dict[str, str]]]:
             start = reader.line_num + 1
     except csv.Error as error:
         raise DataError(f"{path} is no CSV at line {reader.line_num}: {error}") from None
-    return rows
+    return columns, rows
 
 
-def _harmless(text: str) -> str:
-    """A spreadsheet takes what begins like a formula for one, and would carry it out."""
+def harmless(text: str) -> str:
+    """As a cell: a spreadsheet takes what begins like a formula for one, and would carry it out."""
     return f"'{text}" if text.startswith(_FORMULA) else text

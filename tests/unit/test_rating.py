@@ -20,8 +20,9 @@ from gptmodel.errors import ConfigError, DataError
 from gptmodel.lineage import Lineage
 from gptmodel.model import GPT
 from gptmodel.rating.criteria import NAMES
+from gptmodel.rating.deliveries import Rating
 from gptmodel.rating.gate import judge, parse_requirement
-from gptmodel.rating.journal import Journal, Opening, Rating
+from gptmodel.rating.journal import Journal, Opening
 from gptmodel.rating.results import publish
 from gptmodel.rating.rounds import RoundConfig, build_round, in_order, models_of, read_items
 from gptmodel.rating.sheets import read_sheet, sheet_text

@@ -113,12 +113,16 @@ def rated(store: Store, model: Artifact) -> None:
         found = {"mean": 3.25, "low": 2.5, "high": 4.0, "ratings": 12}
         missing = {"mean": None, "low": None, "high": None, "ratings": 0}
         points = np.array([[5.0, 2.0, 4.0, 3.0, 1.0]])
+        said = [{"model": model.label, "comment": "<b>dry</b>"}, {"model": "checkpoint/other", "comment": "not on it"}]
+        (directory / "ratings.jsonl").write_text("".join(json.dumps(row) + "\n" for row in said))
+        asked = {"a_wins": 1, "b_wins": 4, "ties": 0, "p_value": 0.375, "share_a": 0.2}
         return {
             "raters": 3,
             "raters_flagged": 1,
             "models": {model.label: {"coherence": found, "fluency": missing}},
             "alpha": {"coherence": 0.61},
             "preference": [{"a": model.label, "b": "checkpoint/other", **preference(points, points[:, ::-1])}],
+            "asked": [{"a": model.label, "b": "checkpoint/asked", **asked}],
         }
 
     store.produce(Request("ratings", 1, {}, (model.ref,)), build)
@@ -143,6 +147,10 @@ def test_documents_are_the_worst_and_the_best_of_the_long_ones(store: Store) -> 
     rated(store, model)
     page = report_page(report_facts(store, model, told(store, model, "words", 0)))
     assert f"{model.label} was preferred after 2 prompts, checkpoint/other after 2, neither after 1 (sign test" in page
+    assert "neither after 1 (sign test: p = 1.000); taken from their points, not asked" in page
+    assert "checkpoint/asked after 4, neither after 0 (sign test: p = 0.375); raters were asked" in page
+    assert "<li>&lt;b&gt;dry&lt;/b&gt;</li>" in page
+    assert "not on it" not in page
     worst, best = page.split("<h3>Best predicted</h3>")
     assert "4.5000" in worst.split("<h3>Worst predicted</h3>")[1]
     assert "1.5000" in best.split("</table>")[0]
