@@ -18,6 +18,7 @@ import click
 
 from flows.benchmark_command import benchmark
 from flows.card_command import card
+from flows.check_data_command import check_data
 from flows.compare_commands import diff, reproduce
 from flows.doctor_command import doctor
 from flows.export_command import export
@@ -182,6 +183,7 @@ def generate(prompt: tuple[str, ...], model: str, samples: int, as_json: bool, *
 
 
 cli.add_command(benchmark)
+cli.add_command(check_data)
 cli.add_command(diff)
 cli.add_command(doctor)
 cli.add_command(export)

@@ -8,6 +8,7 @@ from gptmodel.artifacts import Artifact
 from gptmodel.overrides import PipelineOverrides, given
 from gptmodel.presets import PresetName
 from gptmodel.settings import load_config
+from tasks.data_gates import check_corpus
 from tasks.evaluating import evaluate_model
 from tasks.holding import holding
 from tasks.importing import import_pretrained
@@ -21,7 +22,7 @@ def pipeline(
     overrides: PipelineOverrides | None = None,  # type: ignore[valid-type]
     wait: bool = False,
 ) -> dict[str, Artifact]:
-    """Fetch, tokenize, pretrain and evaluate. What is already there is reused.
+    """Fetch, look at the text, tokenize, pretrain and evaluate. What is already there is reused.
 
     Args:
         preset: The settings to start from.
@@ -31,6 +32,7 @@ def pipeline(
     config = load_config(preset, overrides=given(overrides))
     with holding():
         corpus = fetch_corpus(config.corpus, wait)
+        check_corpus(corpus, config.data_gates, wait=wait)
         shards = tokenize_corpus(corpus, config.shards, wait)
         init = import_pretrained(config.init_from, wait=wait) if config.init_from else None
         model = pretrain_model(config, shards, init, wait)

@@ -8,6 +8,7 @@ from gptmodel.artifacts import Artifact
 from gptmodel.overrides import PipelineOverrides, given
 from gptmodel.presets import PresetName
 from gptmodel.settings import load_config
+from tasks.data_gates import check_corpus
 from tasks.holding import holding
 from tasks.preparing import fetch_corpus, tokenize_corpus
 
@@ -18,14 +19,15 @@ def prepare_data(
     overrides: PipelineOverrides | None = None,  # type: ignore[valid-type]
     wait: bool = False,
 ) -> dict[str, Artifact]:
-    """Fetch text, clean and split it, and tokenize it into shards.
+    """Fetch text, clean and split it, look at it, and tokenize it into shards.
 
     Args:
-        preset: The settings to start from; corpus and shards are used.
+        preset: The settings to start from; corpus, data gates and shards are used.
         overrides: Single settings to change.
         wait: Wait for another run that makes the same artifact, instead of refusing.
     """
     config = load_config(preset, overrides=given(overrides))
     with holding():
         corpus = fetch_corpus(config.corpus, wait)
+        check_corpus(corpus, config.data_gates, wait=wait)
         return {"corpus": corpus, "shards": tokenize_corpus(corpus, config.shards, wait)}

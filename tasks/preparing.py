@@ -6,6 +6,7 @@ from prefect import task
 
 from gptmodel.artifacts import Artifact, open_store
 from gptmodel.config import CorpusConfig, PipelineConfig, ShardsConfig
+from tasks.data_gates import check_corpus
 from tasks.holding import hold
 from tasks.lineage_events import with_events
 from tasks.pages import progress
@@ -44,4 +45,5 @@ def find_shards(name: str, config: PipelineConfig, wait: bool = False) -> Artifa
     if name:
         return hold(open_store().resolve(name, "shards"))
     corpus = fetch_corpus(config.corpus, wait)
+    check_corpus(corpus, config.data_gates, wait=wait)
     return tokenize_corpus(corpus, config.shards, wait)

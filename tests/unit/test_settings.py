@@ -14,6 +14,7 @@ from gptmodel import config as config_module
 from gptmodel.artifacts import Request
 from gptmodel.config import (
     CorpusConfig,
+    DataGatesConfig,
     DecodingConfig,
     ModelConfig,
     OptimizerConfig,
@@ -138,6 +139,7 @@ FIRST_FINGERPRINTS = {
     OptimizerConfig: "8452cc03f287cbca",
     DecodingConfig: "853307c455514f1c",
     TrainConfig: "8b78dae655e2dfa4",
+    DataGatesConfig: "3cbd0df14e7c5aef",
 }
 
 

@@ -41,16 +41,17 @@ def test_each_attempt_is_a_run_of_its_own_under_the_flow_run(
     assert [(e["job"]["name"], e["eventType"]) for e in events] == [
         *(("fetch-corpus", "START"), ("fetch-corpus", "FAIL")),
         *(("fetch-corpus", "START"), ("fetch-corpus", "COMPLETE")),
+        *(("check-data", "START"), ("check-data", "COMPLETE")),
         *(("tokenize", "START"), ("tokenize", "COMPLETE")),
     ]
     runs = [event["run"] for event in events]
-    assert len({run["runId"] for run in runs}) == 3
-    assert [run["facets"]["gptflow_step"]["attempt"] for run in runs] == [1, 1, 2, 2, 1, 1]
+    assert len({run["runId"] for run in runs}) == 4
+    assert [run["facets"]["gptflow_step"]["attempt"] for run in runs] == [1, 1, 2, 2, 1, 1, 1, 1]
     assert runs[0]["facets"]["gptflow_step"]["prefectTaskRun"] == runs[2]["facets"]["gptflow_step"]["prefectTaskRun"]
     assert runs[1]["facets"]["errorMessage"]["message"] == "another run makes it"
     for run in runs:
         assert run["facets"]["parent"]["run"]["runId"] == flow_run
         assert run["facets"]["parent"]["job"]["name"] == "prepare-data"
         assert "nominalTime" not in run["facets"]
-    assert events[5]["outputs"][0]["name"] == made["shards"].label
-    assert events[5]["run"]["facets"]["gptflow_step"]["reused"] is False
+    assert events[7]["outputs"][0]["name"] == made["shards"].label
+    assert events[7]["run"]["facets"]["gptflow_step"]["reused"] is False
