@@ -3,7 +3,8 @@
 A worker notices within a second that the process of a run is gone. If the worker is gone as well, only the run's own
 heartbeats are left to notice: `make up` has the server mark a run that is silent for too long. A crashed run of a
 deployment with the tag `gptflow` is scheduled again, under the same id; its steps reuse what is done, and training goes
-on from its checkpoint. A run that failed, or that was cancelled, is left alone.
+on from its checkpoint. A run that failed, or that was cancelled, is left alone. One that waits for people starts anew
+at each look, so for it the number of starts says nothing, and it is started again however many there were.
 
 A run that dies before it has begun (still Pending) sends no heartbeat and is not found by this.
 """
@@ -17,10 +18,11 @@ from typing import Any
 
 from tasks.processes import ServiceError, ask
 
-TAG = "gptflow"
+TAG, WAITING_TAG = "gptflow", "awaits-people"
 HEARTBEAT_SECONDS = 30  # Prefect takes no less
 SILENCE_SECONDS = 90.0  # with less than three heartbeats, living runs are marked
 RESTARTS = 2
+WAITING_PAUSE_SECONDS = 60.0  # longer than the other pause, so that the first crashes are that one's
 PAUSE_SECONDS = 30.0  # the worker reports a crash twice, seconds apart: a run that is back by then is hit by the second
 SETTINGS = {
     "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": str(HEARTBEAT_SECONDS),
@@ -31,7 +33,39 @@ SETTINGS = {
 }
 
 _ENDS = ("Completed", "Failed", "Crashed", "Cancelled", "TimedOut")
-_WAITS = ("Paused", "Suspended", "Scheduled", "AwaitingRetry", "AwaitingConcurrencySlot", "Late", "Pending")
+_WAITS = (
+    "Paused",
+    "Suspended",
+    "Scheduled",
+    "AwaitingRetry",
+    "AwaitingConcurrencySlot",
+    "Late",
+    "Pending",
+    "AwaitingRatings",
+)
+
+
+def _restart(
+    name: str, description: str, tag: str, seconds: float, match: dict[str, Any], state: tuple[str, str]
+) -> dict[str, Any]:
+    """Schedules a crashed run of a tag again after some seconds, unless somebody was faster."""
+    return {
+        "name": f"gptflow: {name}",
+        "description": description,
+        "trigger": {
+            "type": "event",
+            "posture": "Proactive",
+            "match": {"prefect.resource.id": "prefect.flow-run.*", **match},
+            "match_related": {"prefect.resource.role": "tag", "prefect.resource.id": f"prefect.tag.{tag}"},
+            "for_each": ["prefect.resource.id"],
+            "after": ["prefect.flow-run.Crashed"],
+            "expect": [f"prefect.flow-run.{each}" for each in ("Running", *_WAITS)],
+            "threshold": 1,
+            "within": seconds,
+        },
+        "actions": [{"type": "change-flow-run-state", "state": "SCHEDULED", "name": state[0], "message": state[1]}],
+    }
+
 
 AUTOMATIONS: tuple[dict[str, Any], ...] = (
     {
@@ -55,32 +89,22 @@ AUTOMATIONS: tuple[dict[str, Any], ...] = (
             }
         ],
     },
-    {
-        "name": "gptflow: restart crashed runs",
-        "description": f"A crashed run of a deployment tagged {TAG} is started again, up to {RESTARTS} times.",
-        "trigger": {
-            "type": "event",
-            "posture": "Proactive",
-            "match": {
-                "prefect.resource.id": "prefect.flow-run.*",
-                "prefect.run-count": [str(count) for count in range(1, RESTARTS + 1)],
-            },
-            "match_related": {"prefect.resource.role": "tag", "prefect.resource.id": f"prefect.tag.{TAG}"},
-            "for_each": ["prefect.resource.id"],
-            "after": ["prefect.flow-run.Crashed"],
-            "expect": [f"prefect.flow-run.{name}" for name in ("Running", *_WAITS)],  # somebody was faster
-            "threshold": 1,
-            "within": PAUSE_SECONDS,
-        },
-        "actions": [
-            {
-                "type": "change-flow-run-state",
-                "state": "SCHEDULED",
-                "name": "AwaitingRetry",
-                "message": f"It crashed, and is started again: {RESTARTS} times at most.",
-            }
-        ],
-    },
+    _restart(
+        "restart crashed runs",
+        f"A crashed run of a deployment tagged {TAG} is started again, up to {RESTARTS} times.",
+        TAG,
+        PAUSE_SECONDS,
+        {"prefect.run-count": [str(count) for count in range(1, RESTARTS + 1)]},
+        ("AwaitingRetry", f"It crashed, and is started again: {RESTARTS} times at most."),
+    ),
+    _restart(
+        "restart waiting runs",
+        f"A crashed run of a deployment tagged {WAITING_TAG} looks again, however often it has looked before.",
+        WAITING_TAG,
+        WAITING_PAUSE_SECONDS,
+        {},
+        ("AwaitingRetry", "It crashed while it looked, and looks again."),
+    ),
 )
 
 

@@ -39,10 +39,27 @@ def patient(enough: str) -> None:
         print(os.getpid(), file=file, flush=True)
     while not Path(enough).exists():
         time.sleep(0.1)
+
+@flow
+def looking(kill_at: int, enough_at: int) -> None:
+    from prefect.exceptions import Pause
+    from tasks.awaiting import rest
+    with open("looks", "a") as file:
+        print(os.getpid(), file=file, flush=True)
+    looks = len(open("looks").readlines())
+    if looks >= enough_at:
+        return
+    try:
+        rest(1.0, "not enough yet")
+    except Pause:  # the server knows that it waits, and its process has not ended
+        if looks == kill_at:
+            os.kill(os.getpid(), 9)
+        raise
 """
 DEPLOYMENTS = """
 deployments:
 - {name: once, entrypoint: patient_flow.patient, tags: [gptflow], work_pool: {name: local}}
+- {name: waits, entrypoint: patient_flow.looking, tags: [gptflow, awaits-people], work_pool: {name: local}}
 - {name: tiny, entrypoint: flows.pretrain.pretrain, tags: [gptflow], work_pool: {name: local}}
 """
 
@@ -158,6 +175,16 @@ def test_cancelling_saves_and_leaves_no_process(project: Project, tiny_sets: lis
 
 
 @pytest.mark.slow
+def test_a_run_that_waits_for_people_survives_a_kill_after_many_looks(project: Project) -> None:
+    looks = RESTARTS + 2  # so that it is not started again as one that crashed a first or second time
+    run = project.start("looking/waits", kill_at=looks, enough_at=looks + 2)
+    until(lambda: project.of(run) == ("Completed", looks + 2), "the run to look again until it is enough")
+    names = [state["name"] for state in project.states(run)]
+    assert names.count("Crashed") == 1
+    assert names.count("AwaitingRatings") == looks + 1
+
+
+@pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_a_run_that_is_killed_again_and_again_is_started_again_twice_and_no_more(project: Project) -> None:
     before = len(project.attempts())
@@ -245,6 +272,13 @@ def training_processes(folder: Path) -> list[str]:
     return found
 
 
+def test_a_run_that_waits_for_people_is_not_taken_for_a_silent_one() -> None:
+    from tasks.awaiting import STATE
+
+    (silent,) = [found for found in automations.AUTOMATIONS if found["name"].endswith("mark silent runs")]
+    assert f"prefect.flow-run.{STATE}" in silent["trigger"]["expect"]
+
+
 def test_automations_are_installed_once_and_what_a_person_changed_stands(
     workplace: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -256,19 +290,20 @@ def test_automations_are_installed_once_and_what_a_person_changed_stands(
         return [found for found in ask(f"{api}/automations/filter", {}) if found["name"].startswith("gptflow: ")]
 
     install(api, said.append)
-    assert [line.split()[1] for line in said] == ["installed:"] * 2
+    assert [line.split()[1] for line in said] == ["installed:"] * 3
     install(api, said.append)
-    assert len(said) == len(there()) == 2
+    assert len(said) == len(there()) == 3
     for found in there():
         ask(f"{api}/automations/{found['id']}", {"enabled": False}, "PATCH")
     install(api, said.append)
-    assert len(said) == 2
-    newer = ({**automations.AUTOMATIONS[0], "description": "in other words"}, automations.AUTOMATIONS[1])
+    assert len(said) == 3
+    newer = ({**automations.AUTOMATIONS[0], "description": "in other words"}, *automations.AUTOMATIONS[1:])
     monkeypatch.setattr(automations, "AUTOMATIONS", newer)
     install(api, said.append)
-    assert "renewed: mark silent runs" in said[2]
-    assert len(said) == 3
+    assert "renewed: mark silent runs" in said[3]
+    assert len(said) == 4
     assert sorted((f["description"] == "in other words", f["enabled"]) for f in there()) == [
+        (False, False),
         (False, False),
         (True, False),
     ]

@@ -164,6 +164,8 @@ def test_a_run_of_a_deployment_rests_and_the_same_run_goes_on(store: Store, tmp_
         due = resting.state_details.scheduled_time
         assert due is not None
         assert due > begun + timedelta(seconds=3)
+        ways = [state.name for state in client.read_flow_run_states(run_id)]
+        assert ways[-2:] == ["Running", "AwaitingRatings"], "nothing between at which a kill would strand it"
 
         waited_for = find_round(store)
         assert rate("import", str(filled(store, "carl", tmp_path))).exit_code == 0
