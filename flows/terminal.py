@@ -17,27 +17,14 @@ from rich.table import Table
 from gptmodel.artifacts import Artifact, find_model, open_store
 from gptmodel.config import DecodingConfig
 from gptmodel.errors import TrackingError, first_line
-from gptmodel.judging.units import resampled_words
+from gptmodel.judging.units import TOLD, resampled_words
 
 _FIGURES = {
     "corpus": ("documents", "train_documents", "validation_documents", "empty_dropped", "duplicates_dropped"),
     "shards": ("train_tokens", "validation_tokens", "shards", "documents_tokenized", "documents_reused"),
     "checkpoint": ("step", "tokens", "train_loss", "best_validation_loss", "best_validation_perplexity", "seconds"),
     "weights": ("n_params", "source", "revision", "dtype"),
-    "evaluation": (
-        "loss",
-        "perplexity",
-        "plain_perplexity",
-        "bits_per_byte",
-        "bits_per_char",
-        "accuracy",
-        "calibration_error",
-        "unigram_loss",
-        "unigram_perplexity",
-        "stride",
-        "tokens",
-        *("distinct_2", "self_bleu", "memorisation_rate", "overlap_tokens_max", "unseen_overlap_tokens_max"),
-    ),
+    "evaluation": TOLD,
 }
 
 

@@ -6,9 +6,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from gptmodel.artifacts import Artifact, Store
-from gptmodel.errors import ArtifactError
+from gptmodel.config import ModelConfig, recipe
+from gptmodel.errors import ArtifactError, ConfigError, GptflowError, first_line
 from gptmodel.lineage import chain_of
 from gptmodel.lookup import comparisons_of, evaluations_of, ratings_of
+from gptmodel.planning.arithmetic import count_parameters
+from gptmodel.settings import parse_config
 
 Figures = dict[str, Any]
 
@@ -56,8 +59,19 @@ class Facts:
 
     @property
     def architecture(self) -> Figures:
-        found: Figures = self.model.request.config["model"] if self.is_trained else self.model.summary["config"]
+        """The shape of the model: as asked for, as its import recorded it, or as the file beside the weights says.
+
+        ArtifactError where none of them does.
+        """
+        told = self.model.request.config["model"] if self.is_trained else self.model.summary.get("config")
+        found: Figures = told if isinstance(told, dict) else _shape_beside_weights(self.model)
         return found
+
+    @property
+    def n_params(self) -> int:
+        """As recorded, or else as its shape has it."""
+        found = self.model.summary.get("n_params")
+        return found if isinstance(found, int) else count_parameters(ModelConfig(**self.architecture)).total
 
     @property
     def train(self) -> Figures:
@@ -82,6 +96,21 @@ class Facts:
     def _input(self, artifact: Artifact, kind: str) -> Artifact | None:
         digests = {ref.digest for ref in artifact.request.inputs if ref.kind == kind}
         return next((found for found in self.chain if found.kind == kind and found.digest in digests), None)
+
+
+def _shape_beside_weights(model: Artifact) -> Figures:
+    from gptmodel.weights import CONFIG_FILE, read_json  # late: torch takes seconds to import
+
+    try:
+        found = read_json(model.file(CONFIG_FILE))
+        if lost := sorted(recipe(ModelConfig()).keys() - found.keys()):
+            raise ConfigError(f"{CONFIG_FILE} lacks {', '.join(lost)}")
+        shape: Figures = recipe(parse_config(found, ModelConfig))
+        return shape
+    except GptflowError as error:
+        raise ArtifactError(
+            f"{model.label} does not say what shape its model has ({first_line(error)}); import the weights again"
+        ) from None
 
 
 def facts_of(store: Store, model: Artifact, *, name: str = "", version: str = "") -> Facts:

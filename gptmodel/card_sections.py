@@ -9,17 +9,17 @@ from gptmodel.artifacts import Artifact
 from gptmodel.card_facts import Facts
 from gptmodel.judging.benchmark import asked_name
 from gptmodel.markdown_text import code, counted, duration, fenced, number, short, spread, table
+from gptmodel.planning.arithmetic import rule_of_six
 
 _CURVE_ROWS = 10
 _EVALUATIONS = 8
 _BENCHMARK_ROWS = 20
 _SAMPLE_CHARS = 400
 _NAMED_FILES = 5
-_CHINCHILLA = 20  # tokens a parameter: Hoffmann et al. 2022
 
 
 def what_it_is(facts: Facts) -> str:
-    shape, n_params = facts.architecture, facts.model.summary["n_params"]
+    shape, n_params = facts.architecture, facts.n_params
     size = (
         f"{counted(shape['n_layer'], 'layer')}, {counted(shape['n_head'], 'head')}, {shape['n_embd']} wide, context "
         f"{shape['context_length']:,} tokens, vocabulary {shape['vocab_size']:,}"
@@ -28,7 +28,8 @@ def what_it_is(facts: Facts) -> str:
     if not facts.is_trained:
         summary = facts.model.summary
         revision = f" at revision {code(summary['revision'])}" if summary.get("revision") else ""
-        return f"{said} Its weights were imported from {code(summary['source'])}{revision} as {summary['dtype']}."
+        source = f" from {code(summary['source'])}{revision}" if summary.get("source") else ""
+        return f"{said} Its weights were imported{source}" + (f" as {summary['dtype']}." if "dtype" in summary else ".")
     start = "from random weights"
     if facts.init is not None:
         source = facts.init.summary.get("source", "")
@@ -251,12 +252,12 @@ def cost(facts: Facts) -> str:
     if not facts.is_trained or "seconds" not in summary:
         return ""
     n_tokens = summary["tokens"]  # to the last step, whichever was published
-    flops = 6 * summary["n_params"] * n_tokens
+    flops = rule_of_six(facts.n_params) * n_tokens
     return (
         f"{duration(summary['seconds'])} in training steps, on {code(machine.get('device', '?'))} "
         f"({code(machine.get('name', '?'))}, {counted(int(machine.get('threads', 1)), 'thread')} a process); "
         f"{summary['tokens_per_second']:,.0f} tokens a second, and at most {summary['peak_memory_bytes'] / 1e9:.2f} GB "
-        f"of memory for its first process. About {flops:.2e} FLOP, as 6ND with N = {summary['n_params']:,} parameters, "
+        f"of memory for its first process. About {flops:.2e} FLOP, as 6ND with N = {facts.n_params:,} parameters, "
         f"embeddings too, and D = {n_tokens:,} tokens (Kaplan et al. 2020, arXiv:2001.08361)."
     )
 
@@ -289,53 +290,6 @@ def environment(facts: Facts) -> str:
     dirty = ", with changes that were not committed" if made.get("git_dirty") else ""
     versions = ", ".join(f"{name} {version}" for name, version in made.get("versions", {}).items())
     return f"Code: git commit {commit}{dirty}. Python {made.get('python')}, {versions}. {made.get('platform', '')}."
-
-
-def limits(facts: Facts) -> str:
-    """What follows from the data and the figures, and from nothing else."""
-    said = [
-        "It continues text in the manner of what it was trained on: to study pretraining with, or to train on from. "
-        "It was not taught to follow instructions, to answer, or to refuse."
-    ]
-    if facts.is_trained:
-        said += _limits_of_training(facts)
-    else:
-        said.append("What the weights were trained on, and so what they may repeat, is not known here.")
-    if any(found.summary["split"] == "train" for found in facts.evaluations):
-        said.append("Figures on the train split tell how well it remembers, not how well it generalises.")
-    said += [
-        "Perplexities are per token of its vocabulary, in windows that do not overlap: they cannot be compared across "
-        "tokenizers, or with sliding windows. Bits per byte can be compared across tokenizers, on the same text.",
-        "The language of the text is not recorded, nor is a licence of data or weights: settle that before publishing.",
-        "Whether it repeats its training text, and what biases or errors it took from it, was not measured.",
-    ]
-    return "\n".join(f"- {words}" for words in said)
-
-
-def _limits_of_training(facts: Facts) -> list[str]:
-    n_params, said = facts.model.summary["n_params"], []
-    share = facts.tokens / (_CHINCHILLA * n_params)
-    said.append(
-        f"It was trained on {facts.tokens / n_params:.2f} tokens a parameter, {share:.1%} of the {_CHINCHILLA} at "
-        "which Hoffmann et al. 2022 (arXiv:2203.15556) found compute spent best."
-    )
-    if facts.epochs > 1:
-        said.append(
-            f"It saw each training token about {facts.epochs:.1f} times: repeated text is more easily memorised."
-        )
-    elif facts.epochs:
-        said.append(f"It saw {facts.epochs:.0%} of its training data, once.")
-    if facts.corpus is not None:
-        asked = facts.corpus.request.config
-        said.append(
-            f"A document is for validation if a keyed hash of its text falls below {asked['validation_fraction']:g}. "
-            "Only exact duplicates were dropped, so the two sides may share passages."
-        )
-        if asked["source"]["kind"] == "embedded":
-            said.append("Its text is presidential addresses alone: it knows their manner, and no other.")
-    if facts.train["publish"] == "best":
-        said.append("The step was chosen by validation loss, so figures on validation data are a little too good.")
-    return said
 
 
 def _label_of(artifact: Artifact, kind: str) -> str:

@@ -12,6 +12,7 @@ import yaml
 
 from gptmodel import card_sections as sections
 from gptmodel.card_facts import Facts
+from gptmodel.card_limits import limits
 from gptmodel.markdown_text import code
 
 CARD_FILE = "model_card.md"
@@ -43,7 +44,7 @@ def _titled(facts: Facts) -> list[str]:
         "Evaluation": sections.evaluation(facts),
         "People's ratings": sections.ratings(facts),
         "Samples": sections.samples(facts),
-        "Intended use and limits": sections.limits(facts),
+        "Intended use and limits": limits(facts),
         "Cost": sections.cost(facts),
         "Lineage": sections.lineage(facts),
         "Environment": sections.environment(facts),
@@ -62,7 +63,7 @@ def description_text(facts: Facts, where: str, room: int = DESCRIPTION_CHARS) ->
         (3, "Data", sections.data(facts)),
         (6, "Training", sections.training(facts)),
         (8, "Curve", sections.curve(facts)),
-        (2, "Intended use and limits", sections.limits(facts)),
+        (2, "Intended use and limits", limits(facts)),
         (5, "Cost", sections.cost(facts)),
         (4, "Check it", f"Content digest {code(facts.model.digest)}\n\n{sections.commands(facts)}"),
         (7, "Samples", sections.samples(facts)),

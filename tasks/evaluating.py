@@ -11,30 +11,13 @@ from gptmodel.artifacts import Artifact, open_store
 from gptmodel.config import EvaluateConfig
 from gptmodel.evaluation import evaluate
 from gptmodel.judging.comparison import compare
-from gptmodel.judging.units import resampled_words
+from gptmodel.judging.units import TOLD, resampled_words
 from tasks.lineage_events import with_events
 from tasks.pages import progress, show_table
 from tasks.policy import STEP
 from tasks.report_pages import show_report_links
 from tasks.steps import figures_of, report
 
-_TOLD = (
-    "loss",
-    "perplexity",
-    "plain_perplexity",
-    "bits_per_byte",
-    "bits_per_char",
-    "accuracy",
-    "accuracy_at_5",
-    "calibration_error",
-    "unigram_perplexity",
-    "stride",
-    "tokens",
-    "distinct_2",
-    "self_bleu",
-    "memorisation_rate",
-    "overlap_tokens_max",
-)
 _MOST_SOURCES = 50
 
 
@@ -48,7 +31,7 @@ def evaluate_model(model: Artifact, shards: Artifact, config: EvaluateConfig, wa
     with progress("evaluating") as update:
         artifact, reused = evaluate(store, model, shards, config, wait=wait, progress=update)
     settle(lambda: sync_evaluation(store, artifact), artifact.label)
-    figures = figures_of(artifact, *_TOLD)
+    figures = figures_of(artifact, *TOLD)
     show_table("evaluation", _rows(artifact), f"{model.label} on {shards.label}: {resampled_words(artifact.summary)}")
     if "sources.parquet" in artifact.names():
         sources = pq.read_table(artifact.file("sources.parquet")).slice(0, _MOST_SOURCES)
@@ -79,7 +62,7 @@ def _rows(artifact: Artifact) -> list[dict[str, Any]]:
     summary, intervals = artifact.summary, artifact.summary.get("intervals", {})
     return [
         {"figure": name.replace("_", " "), "value": summary[name], "low": low, "high": high}
-        for name in _TOLD
+        for name in TOLD
         if name in summary
         for low, high in [intervals.get(name, (None, None))]
     ]

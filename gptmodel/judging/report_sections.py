@@ -42,7 +42,7 @@ def lead(facts: ReportFacts) -> str:
     how = "imported weights"
     if facts.model.is_trained:
         how = f"trained on {short(facts.model.tokens)} tokens in {model.summary['step']:,} steps"
-    n_params = model.summary["n_params"]
+    n_params = facts.model.n_params
     return (
         f"<p>A GPT of {short(n_params)} parameters ({counted(shape['n_layer'], 'layer')}, {shape['n_embd']} wide, "
         f"context {shape['context_length']:,} tokens), {how}. Judged on {facts.evaluation.summary['tokens']:,} tokens "

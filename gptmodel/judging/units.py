@@ -28,6 +28,12 @@ _COLUMNS = ("n_tokens", "n_bytes", "n_chars", "nats", "plain_nats", "unigram_nat
 _BINS = ("bin_tokens", "bin_probability", "bin_correct")
 _BLOCKS, _SHORTEST_BLOCK = 100, 64
 _LOG_2 = math.log(2)
+TOLD = (
+    *("loss", "perplexity", "plain_perplexity", "bits_per_byte", "bits_per_char"),
+    *("accuracy", "accuracy_at_5", "calibration_error", "unigram_loss", "unigram_perplexity", "stride", "tokens"),
+    *("distinct_2", "self_bleu", "memorisation_rate", "overlap_tokens_max", "unseen_overlap_tokens_max"),
+)
+"""The figures of an evaluation that people are shown first, at the terminal and in the Prefect pages, in this order."""
 
 
 @dataclass(frozen=True)

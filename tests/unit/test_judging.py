@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 import scipy.stats
 
+from flows.terminal import show
 from gptmodel.artifacts import Artifact, Ref, Request, Store
 from gptmodel.config import EvaluateConfig, PipelineConfig
 from gptmodel.errors import ConfigError
@@ -248,7 +250,7 @@ def test_evaluations_of_recipe_1_are_compared_by_what_they_have(judge: Judge) ->
 
 
 def test_an_evaluation_and_its_comparison_from_end_to_end(
-    tiny_data: tuple[Store, Artifact], tiny: Callable[..., PipelineConfig]
+    tiny_data: tuple[Store, Artifact], tiny: Callable[..., PipelineConfig], capsys: pytest.CaptureFixture[str]
 ) -> None:
     store, shards = tiny_data
     config = replace(tiny().evaluate, max_tokens=512, stride=16, prompts=(), surprisal_passages=0)
@@ -280,6 +282,15 @@ def test_an_evaluation_and_its_comparison_from_end_to_end(
     loss = compared.summary["differences"][0]
     assert (loss["name"], loss["champion"]) == ("loss", pytest.approx(told["loss"]))
     assert compared.summary["champion"] == made[0].request.inputs[0].label
+    show({"evaluation": made[0], "comparison": compared})
+    shown = capsys.readouterr().out
+    for name in ("accuracy at 5", "bits per char", "calibration error", "unigram loss", "stride"):
+        assert re.search(rf"^ +{name} +\d", shown, re.MULTILINE), name
+    low, high = told["intervals"]["accuracy_at_5"]
+    assert f"{told['accuracy_at_5']:.4f}  {low:.4f} to {high:.4f}" in shown
+    assert re.search(
+        rf"^ +loss +{loss['champion']:.4f} +{loss['challenger']:.4f} .*{loss['p_better']:.3f} *$", shown, re.M
+    )
     with pytest.raises(ConfigError, match=r"evaluate.resamples is 0"):
         compare(store, made[0], made[1], replace(config, resamples=0))
     with pytest.raises(ConfigError, match="is no evaluation"):

@@ -225,6 +225,37 @@ def test_imported_weights_have_a_card_that_claims_nothing(store: Store) -> None:
     assert yaml.safe_load(text.split("---\n")[1])["base_model"] == "openai-community/gpt2"
 
 
+def test_weights_that_do_not_tell_their_shape_are_read_or_refused_in_a_line(store: Store) -> None:
+    shape = recipe(ModelConfig(n_layer=2, n_head=2, n_embd=16))
+
+    def bare(config: str) -> Artifact:
+        def build(directory: Path) -> dict[str, Any]:
+            (directory / "config.json").write_text(config)
+            return {}
+
+        return store.produce(Request("weights", 1, {"config": config}, ()), build)[0]
+
+    text = card_text(facts_of(store, bare(json.dumps(shape))))
+    assert "parameters (827,088): 2 layers, 2 heads, 16 wide" in text
+    assert "Its weights were imported." in text
+    lost = {name: value for name, value in shape.items() if name != "n_layer"}
+    for config, said in (("{}", "config.json lacks"), (json.dumps(lost), "lacks n_layer"), ("no JSON", "config.json")):
+        with pytest.raises(ArtifactError, match=rf"does not say what shape its model has \(.*{said}"):
+            card_text(facts_of(store, bare(config)))
+
+
+def test_limits_tell_how_it_was_scored_and_what_it_repeats(store: Store) -> None:
+    model = checkpoint(store)
+    before = section(card_text(facts_of(store, model)), "Intended use and limits")
+    assert "in windows that do not overlap: they cannot" in before
+    assert "Whether it repeats its training text was not measured." in before
+    evaluation(store, model, stride=8, memorisation_rate=0.25, overlap_tokens_max=19)
+    after = section(card_text(facts_of(store, model)), "Intended use and limits")
+    assert f"in windows of {T} tokens that go on 8 at a time" in after
+    assert "25% held a long passage of its training text, the longest 19 tokens" in after
+    assert "not overlap" not in after
+
+
 def test_a_chain_with_holes_says_so(store: Store, caplog: pytest.LogCaptureFixture) -> None:
     model = checkpoint(store)
     shutil.rmtree(store.root / "corpus")

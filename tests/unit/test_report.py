@@ -15,7 +15,7 @@ from click.testing import CliRunner
 
 from flows.report_command import report as command
 from gptmodel.artifacts import Artifact, Request, Store
-from gptmodel.config import PipelineConfig
+from gptmodel.config import DecodingConfig, ModelConfig, PipelineConfig
 from gptmodel.errors import ArtifactError
 from gptmodel.judging.line_chart import Line, line_chart, ticks
 from gptmodel.judging.report import report_page
@@ -52,16 +52,18 @@ def test_a_real_evaluation_fills_the_page(store: Store, tiny: Callable[..., Pipe
 
     def made(seed: int) -> Artifact:
         def build(directory: Path) -> dict[str, Any]:
-            save_model(GPT(tiny().model, seed=seed), directory)
-            return {"n_params": 5, "config": json.loads((directory / "config.json").read_text()), "source": "a/b"}
+            save_model(GPT(ModelConfig(n_layer=1, n_head=1, n_embd=8, context_length=32), seed=seed), directory)
+            return {}
 
         return store.produce(Request("weights", 1, {"for": "report", "seed": seed}, ()), build)[0]
 
     model, champion = made(4), made(5)
-    config = replace(tiny().evaluate, max_tokens=0, surprisal_passages=2)
+    few = (DecodingConfig(temperature=0.0, max_new_tokens=4),)
+    config = replace(tiny().evaluate, max_tokens=800, surprisal_passages=2, decodings=few)
     judged, _ = evaluate(store, model, shards_of(store), config)
     page = report_page(report_facts(store, model))
     assert {"Figures", "Documents", "Samples", "Surprisal", "Lineage"} <= {*sections(page)}
+    assert "A GPT of 403.2 k parameters (1 layer, 8 wide, context 32 tokens), imported weights" in page, "of its file"
     assert f"{judged.summary['loss']:.4f}" in page
     assert f"{100 * judged.summary['accuracy']:.2f} %" in page
     for low, high in judged.summary.get("intervals", {}).values():

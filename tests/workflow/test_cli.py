@@ -7,11 +7,17 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
+from click.testing import CliRunner
 
-from gptmodel.config import DecodingConfig
-from gptmodel.weights import load_model
+from flows.__main__ import cli
+from gptmodel.artifacts import Request, Store
+from gptmodel.config import DecodingConfig, ModelConfig
+from gptmodel.model import GPT
+from gptmodel.weights import load_model, save_model
 from gptmodel.writing import continue_texts
 
 
@@ -61,6 +67,7 @@ def test_a_model_that_is_not_there_is_one_line(tmp_path: Path) -> None:
     assert done.stderr.strip().splitlines()[-1].startswith("gptflow: no checkpoint in ")
 
 
+@pytest.mark.slow  # 30 s of them for a Prefect server of its own; .ci/package does the same with the installed wheel
 def test_pretrain_then_generate_in_a_fresh_folder(tmp_path: Path, tiny_sets: list[str]) -> None:
     sets = [word for text in tiny_sets for word in ("--set", text)]
     done = gptflow(tmp_path, "pretrain", "--preset", "smoke", "--json", *sets)
@@ -68,12 +75,31 @@ def test_pretrain_then_generate_in_a_fresh_folder(tmp_path: Path, tiny_sets: lis
     told = json.loads(done.stdout)
     assert told["model"]["summary"]["step"] == 12
     assert (tmp_path / "mlflow.db").exists(), "plain `mlflow ui` in the folder shows the run"
-    name = told["model"]["fingerprint"][:8]
+    words = ("--model", told["model"]["fingerprint"][:8], "--max-new-tokens", "5", "--temperature", "0")
+    one = gptflow(tmp_path, "generate", *words, text="The mill")
+    assert one.returncode == 0
+    asked = DecodingConfig(max_new_tokens=5, temperature=0.0)
+    (written,) = continue_texts(load_model(Path(told["model"]["path"])), ["The mill"], asked)
+    assert one.stdout == f"The mill{written}\n"
+
+
+def test_generate_and_export_write_what_the_library_writes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def build(directory: Path) -> dict[str, Any]:
+        gpt = GPT(ModelConfig(n_layer=1, n_head=2, n_embd=16, context_length=32), seed=1)
+        with torch.no_grad():
+            gpt.wte.weight.mul_(20)  # else it writes one word over and over
+        save_model(gpt, directory)
+        return {}
+
+    store = Store(tmp_path / "store")
+    model, weights = (store.produce(Request(kind, 1, {}), build)[0] for kind in ("checkpoint", "weights"))
+    monkeypatch.setenv("GPTFLOW_STORE", str(tmp_path / "store"))
     drawn = "--temperature 1.2 --top-k 99 --top-p 0.95 --min-p 0.001 --repetition-penalty 1.3 --past-end-token --seed 3"
     drawn += " --max-new-tokens 5 --stop zebra"
-    one = gptflow(tmp_path, "generate", "--model", name, *drawn.split(), text="The mill")
-    several = gptflow(tmp_path, "generate", *drawn.split(), "--samples", "2", "--json", "The mill", "A clerk")
-    assert (one.returncode, several.returncode) == (0, 0)
+    typed = CliRunner()
+    one = typed.invoke(cli, ["generate", "--model", model.path.name[:8], *drawn.split()], input="The mill")
+    several = typed.invoke(cli, ["generate", *drawn.split(), "--samples", "2", "--json", "The mill", "A clerk"])
+    assert (one.exit_code, several.exit_code) == (0, 0)
     texts = [row["prompt"] + row["text"] for row in json.loads(several.stdout)["texts"]]
     assert [text[:7] for text in texts] == ["The mil", "The mil", "A clerk", "A clerk"]
     assert one.stdout.rstrip("\n") == texts[0] != texts[1]
@@ -89,9 +115,9 @@ def test_pretrain_then_generate_in_a_fresh_folder(tmp_path: Path, tiny_sets: lis
         stop=("zebra",),
     )
     prompts = ["The mill", "The mill", "A clerk", "A clerk"]
-    written = continue_texts(load_model(Path(told["model"]["path"])), prompts, asked)
+    written = continue_texts(load_model(model), prompts, asked)
     assert texts == [prompt + text for prompt, text in zip(prompts, written, strict=True)]
-    exported = gptflow(tmp_path, "export", name, "--to", "out", "--json")
+    exported = typed.invoke(cli, ["export", weights.label, "--to", str(tmp_path / "out"), "--json"])
     assert {"config.json", "model.safetensors", "vocab.json", "merges.txt"} <= {*json.loads(exported.stdout)["files"]}
 
 
