@@ -9,21 +9,15 @@ their default: at that value they are left out too, so that what was made before
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, fields, is_dataclass
 from typing import Any, ClassVar, Literal, get_args, get_type_hints
 
-from gptmodel.errors import ConfigError
+from gptmodel.checked import STRICT as _STRICT
+from gptmodel.checked import check as _check
+from gptmodel.retrain_config import RetrainConfig
 
 GPT2_VOCAB_SIZE = 50_257
-_STRICT = {"extra": "forbid", "use_attribute_docstrings": True}
-
-
-def _check(owner: object, problems: Iterable[tuple[bool, str]]) -> None:
-    """Raise one ConfigError with the message of every pair whose first member is true."""
-    found = [f"{type(owner).__name__}: {message}" for wrong, message in problems if wrong]
-    if found:
-        raise ConfigError(found)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -646,9 +640,12 @@ class PipelineConfig:
     """What the text is looked at for before it is tokenized."""
     init_from: str = ""
     """Start from these weights: a Hugging Face repo id (pinned with `@commit`), a directory in its layout or in that of
-    OpenAI's files, the address of such files, or an artifact of the store."""
+    OpenAI's files, the address of such files, an artifact of the store, or a registered version: `quickstart/3`,
+    `quickstart@champion`, or just `champion` for that of this name. An alias is resolved when the run starts."""
+    retrain: RetrainConfig = RetrainConfig()  # noqa: RUF009 - frozen
+    """Whether and how a run goes on from a champion: what makes it train, and what makes the alias move."""
 
-    EXECUTION: ClassVar[frozenset[str]] = frozenset({"name"})
+    EXECUTION: ClassVar[frozenset[str]] = frozenset({"name", "retrain"})
 
     def __post_init__(self) -> None:
         _check(
