@@ -89,10 +89,11 @@ def main() -> None:
     asked.add_argument("--alpha", type=float, default=GateConfig().alpha)
     asked.add_argument("--nights", type=int, default=GateConfig().nights)
     asked.add_argument("--documents", type=int, nargs="+", default=[100, 200])
+    asked.add_argument("--resamples", type=int, default=4_000, help="fewer than the gate's own, to be done sooner")
     asked.add_argument("--seed", type=int, default=1)
     asked.add_argument("--out", type=Path, default=Path("benchmarks/results/gate_simulation.json"))
     given = asked.parse_args()
-    config = GateConfig(alpha=given.alpha, nights=given.nights)
+    config = GateConfig(alpha=given.alpha, nights=given.nights, resamples=given.resamples)
     effects = [0.005, 0.01, 0.02, 0.03, 0.05, 0.08]
     false = [(n, gains, 0.0, given.runs, given.nights, given.seed, config) for n in given.documents for gains in GAINS]
     power = [(n, "normal", effect, given.runs, 1, given.seed, config) for n in given.documents for effect in effects]

@@ -18,6 +18,7 @@ import click
 
 from flows.benchmark_command import benchmark
 from flows.card_command import card
+from flows.champion_commands import champions, promote, rollback
 from flows.check_data_command import check_data
 from flows.compare_commands import diff, reproduce
 from flows.doctor_command import doctor
@@ -184,14 +185,17 @@ def generate(prompt: tuple[str, ...], model: str, samples: int, as_json: bool, *
 
 cli.add_command(benchmark)
 cli.add_command(check_data)
+cli.add_command(champions)
 cli.add_command(diff)
 cli.add_command(doctor)
 cli.add_command(export)
 cli.add_command(lineage)
 cli.add_command(overlap)
 cli.add_command(plan)
+cli.add_command(promote)
 cli.add_command(rate)
 cli.add_command(reproduce)
+cli.add_command(rollback)
 cli.add_command(store)
 cli.add_command(card)
 cli.add_command(surprise)

@@ -1,12 +1,12 @@
 """What a store holds, what of it is still wanted, and taking away the rest.
 
-Wanted are pinned artifacts, models that the registry names, what was used lately, rating rounds whose time is not up,
-and what a living run holds; with each of them all that it was made from; of every model that is kept its evaluations
-and people's ratings; and comparisons of two evaluations that are both kept. What is half built is asked for by the name
-that it will have: it goes when nothing in it was written lately, nobody pinned it, nobody is at it, and, for a
-training, MLflow does not know its run as one that may go on. The rest goes: products before what they were made from,
-each by one rename into `.trash-…` and then file by file, so that a kill leaves no half artifact and none without its
-inputs.
+Wanted are pinned artifacts, models that the registry or a ledger of champions names, what was used lately, rating
+rounds whose time is not up, and what a living run holds; with each of them all that it was made from; of every model
+that is kept its evaluations and people's ratings; and comparisons of two evaluations that are both kept. What
+is half built is asked for by the name that it will have: it goes when nothing in it was written lately, nobody pinned
+it, nobody is at it, and, for a training, MLflow does not know its run as one that may go on. The rest goes: products
+before what they were made from, each by one rename into `.trash-…` and then file by file, so that a kill leaves no half
+artifact and none without its inputs.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from gptmodel.artifacts import MANIFEST, REQUEST_FILE, Store
 from gptmodel.corpus import DOWNLOADS, SOURCES
 from gptmodel.errors import ArtifactError
 from gptmodel.freshstore import ROOM
+from gptmodel.ledger import needed_by_ledgers
 from gptmodel.lineage_graph import COMPARISON, JUDGEMENTS
 from gptmodel.manifests import NAME_CHARS, SCRATCH, Ref
 from gptmodel.pins import BUILDING, pins
@@ -146,6 +147,7 @@ def _roots(
 ) -> Iterator[tuple[str, str]]:
     for label in pins(store):
         yield label, "pinned"
+    yield from needed_by_ledgers(store).items()
     models = [node for node in nodes if node.path.parent.name in MODELS]
     for node in models:
         if node.path.name in wanted:

@@ -193,9 +193,9 @@ def _take_run(store: Store, side: Side, checkpoint: Artifact) -> None:
 
 
 def _of_job(job: dict[str, Any]) -> dict[str, Any]:
-    """A run's settings. Of the source only how it is read: which text it was, the corpus says."""
+    """A run's settings. Of the source only how it is read: which text it was, the corpus says. The gate comes after."""
     found = flat(with_later(job.get("config", {}), PipelineConfig))
-    return {name: value for name, value in found.items() if not name.startswith("corpus.source.")}
+    return {name: value for name, value in found.items() if not name.startswith(("corpus.source.", "retrain."))}
 
 
 def _take_results(store: Store, side: Side, artifact: Artifact, judged: Artifact | None) -> None:

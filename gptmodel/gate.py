@@ -14,6 +14,7 @@ What was not measured does not pass.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
@@ -107,8 +108,11 @@ class Decision:
         return f"{self.outcome}: {'; '.join(check.said for check in why)}"
 
     def plain(self) -> dict[str, Any]:
-        """As the ledger holds it."""
-        return {"outcome": self.outcome, "said": self.said, "checks": [asdict(check) for check in self.checks]}
+        """As the ledger holds it: a figure that is no finite number is None there."""
+        checks = [asdict(check) for check in self.checks]
+        for check in checks:
+            check["figures"] = {k: v if math.isfinite(v) else None for k, v in check["figures"].items()}
+        return {"outcome": self.outcome, "said": self.said, "checks": checks}
 
 
 def decide(

@@ -8,7 +8,6 @@ from typing import Any, ClassVar, Literal
 from gptmodel.checked import STRICT, check
 from gptmodel.errors import ConfigError
 
-
 CAUTION = 4.0
 """Divides the level once more: measured, since the tails of skewed differences are fatter than intervals know."""
 

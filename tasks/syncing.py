@@ -15,6 +15,7 @@ from mlflow.entities import Run
 from gptmodel.artifacts import MANIFEST, Artifact, Store, load_artifact
 from gptmodel.errors import LockHeldError, LockLostError, first_line
 from gptmodel.judging.benchmark import KIND as BENCHMARK
+from gptmodel.ledger import ledgers
 from gptmodel.lineage import artifact_of, chain_of
 from gptmodel.lineage_graph import COMPARISON, JUDGEMENTS, MODELS
 from gptmodel.locks import Hold, exclusive
@@ -69,6 +70,21 @@ def sync_store(store: Store) -> Iterator[Outcome]:
             yield Outcome(label, "failed", detail=first_line(error))
             if isinstance(error, FAILURES) and not _answers():
                 return
+    yield from _sync_registry(store)
+
+
+def _sync_registry(store: Store) -> Iterator[Outcome]:
+    """Aliases, after the versions that they stand on were registered."""
+    from tasks.aliases import follow  # late: it is built on this module
+
+    for ledger in ledgers(store):
+        label = f"registry/{ledger.name}"
+        try:
+            _, changed = follow(store, ledger.name)
+            yield Outcome(label, "sent" if changed else "current")
+        except Exception as error:
+            log.debug("sync of %s", label, exc_info=True)
+            yield Outcome(label, "failed", detail=first_line(error))
 
 
 def _answers() -> bool:

@@ -1,0 +1,134 @@
+"""The ledger of champions: what its lines come to, and what becomes of a kill, a changed line and two writers."""
+
+from __future__ import annotations
+
+import json
+import threading
+from pathlib import Path
+
+import pytest
+
+from gptmodel.artifacts import Store
+from gptmodel.errors import ArtifactError, ConfigError
+from gptmodel.ledger import Draft, Ledger, Named, State, ledgers, needed_by_ledgers
+
+
+def model(letter: str) -> Named:
+    return Named(f"checkpoint/{letter * 16}", letter * 64)
+
+
+A, B, C = model("a"), model("b"), model("c")
+
+
+@pytest.fixture
+def ledger(tmp_path: Path) -> Ledger:
+    return Ledger(Store(tmp_path), "nightly")
+
+
+def decided(subject: Named, outcome: str, key: str = "") -> Draft:
+    return Draft("decide", subject, by="gate", facts={"outcome": outcome, "key": key, "said": f"{outcome}: 0.1"})
+
+
+def write(ledger: Ledger, *drafts: Draft) -> State:
+    for draft in drafts:
+        state, _ = ledger.update(lambda _, draft=draft: draft)  # type: ignore[misc]
+    return state
+
+
+def test_lines_come_to_champion_previous_and_challenger(ledger: Ledger) -> None:
+    state = write(ledger, decided(A, "promoted"), decided(B, "kept"))
+    assert (state.champion, state.previous, state.challenger) == (A, None, B)
+    state = write(ledger, decided(C, "promoted"))
+    assert (state.champion, state.previous, state.challenger) == (C, A, B)
+    assert ledger.read() == state
+
+
+def test_a_rollback_leads_back_one_champion_at_a_time(ledger: Ledger) -> None:
+    write(ledger, decided(A, "promoted"), Draft("promote", B, "by hand"), decided(C, "promoted"))
+    state = write(ledger, Draft("rollback", C, "it swears"))
+    assert (state.champion, state.previous) == (B, A)
+    state = write(ledger, Draft("rollback", B, "it too"))
+    assert (state.champion, state.previous) == (A, None)
+
+
+def test_a_question_that_was_answered_is_found_again(ledger: Ledger) -> None:
+    state = write(ledger, decided(A, "promoted", "k1"), decided(B, "kept", "k2"))
+    found = state.decided("k2")
+    assert found is not None
+    assert (found.subject, found.outcome) == (B, "kept")
+    assert state.decided("k3") is None
+
+
+def test_a_line_that_a_kill_cut_short_is_no_line(ledger: Ledger) -> None:
+    write(ledger, decided(A, "promoted"))
+    with ledger.path.open("a") as file:
+        file.write('{"action": "promote", "subj')
+    assert ledger.read().champion == A
+    state = write(ledger, decided(B, "promoted"))
+    assert state.champion == B
+    assert [json.loads(line)["number"] for line in ledger.path.read_text().splitlines()] == [1, 2]
+
+
+def test_a_changed_line_is_seen_and_so_is_one_that_was_taken_out(ledger: Ledger) -> None:
+    write(ledger, decided(A, "promoted"), decided(B, "kept"), decided(C, "kept"))
+    whole = ledger.path.read_text()
+    ledger.path.write_text(whole.replace('"kept"', '"promoted"', 1))
+    with pytest.raises(ArtifactError, match="line 2 is not what was written"):
+        ledger.read()
+    lines = whole.splitlines(keepends=True)
+    ledger.path.write_text(lines[0] + lines[2])
+    with pytest.raises(ArtifactError, match="line 2"):
+        ledger.read()
+    last = json.loads(lines[2])
+    forged = {**last, "number": 2}
+    ledger.path.write_text(lines[0] + json.dumps(forged) + "\n")
+    with pytest.raises(ArtifactError, match="line 2"):
+        ledger.read()
+
+
+def test_a_figure_that_is_no_number_can_be_written_by_nobody(ledger: Ledger) -> None:
+    with pytest.raises(ConfigError):
+        write(ledger, Draft("decide", A, facts={"outcome": "kept", "difference": float("nan")}))
+    assert ledger.read().last is None
+
+
+def test_two_writers_do_not_write_over_each_other(ledger: Ledger) -> None:
+    def promote() -> None:
+        ledger.update(lambda state: None if state.champion == A else Draft("promote", A, "both want it"))
+
+    threads = [threading.Thread(target=promote) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(ledger.read().entries) == 1
+
+
+def test_what_it_names_is_kept_in_the_store(ledger: Ledger, tmp_path: Path) -> None:
+    frozen = Named("shards/" + "f" * 16, "f" * 64)
+    write(ledger, Draft("freeze", frozen), decided(A, "promoted"), decided(B, "promoted"), decided(C, "kept"))
+    assert needed_by_ledgers(Store(tmp_path)) == {
+        B.label: "champion of nightly",
+        A.label: "previous of nightly",
+        C.label: "challenger of nightly",
+        frozen.label: "frozen validation set of nightly",
+    }
+    assert [each.name for each in ledgers(Store(tmp_path))] == ["nightly"]
+
+
+def test_what_was_told_is_remembered_by_the_line(ledger: Ledger) -> None:
+    state = write(ledger, decided(A, "promoted"))
+    assert state.last is not None
+    assert not ledger.is_told(state.last)
+    ledger.note_told(state.last)
+    assert ledger.is_told(state.last)
+    assert ledger.last_told() == 1
+    state = write(ledger, decided(B, "kept"))
+    assert state.last is not None
+    assert not ledger.is_told(state.last)
+
+
+@pytest.mark.parametrize("name", ["", "a/b", "../x", "a b", ".hidden"])
+def test_a_name_that_is_none_is_refused(name: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="no name"):
+        Ledger(Store(tmp_path), name)
