@@ -116,8 +116,11 @@ class CorpusConfig:
     duplicates is split. Validation keeps all of its documents, now and when the corpus grows."""
     similarity: float = 0.8
     """near_duplicates: estimated Jaccard similarity of their runs of 5 words from which on two are nearly equal."""
+    hold_out: str = ""
+    """near_duplicates=apart: an earlier corpus of the store (`corpus/1f2e3d4c5b6a7980`) whose validation documents
+    training documents are kept away from too: what models are compared on stays unseen when a source is revised."""
 
-    LATER: ClassVar[Mapping[str, Any]] = {"near_duplicates": "keep", "similarity": 0.8}
+    LATER: ClassVar[Mapping[str, Any]] = {"near_duplicates": "keep", "similarity": 0.8, "hold_out": ""}
 
     def __post_init__(self) -> None:
         _check(
@@ -133,6 +136,14 @@ class CorpusConfig:
                     f"cut_to_chars is {self.cut_to_chars}; give 1 to cut_above_chars ({self.cut_above_chars})",
                 ),
                 (not 0.5 <= self.similarity <= 1, f"similarity is {self.similarity}; give 0.5 to 1, such as 0.8"),
+                (
+                    bool(self.hold_out) and not re.fullmatch(r"corpus/[0-9a-f]{16}", self.hold_out),
+                    f"hold_out is {self.hold_out!r}; give a corpus by its whole name, such as corpus/1f2e3d4c5b6a7980",
+                ),
+                (
+                    bool(self.hold_out) and self.near_duplicates != "apart",
+                    "hold_out is not used by near_duplicates=keep; set near_duplicates=apart",
+                ),
             ],
         )
 

@@ -2,7 +2,8 @@
 
 Normalisation: a leading byte-order mark is dropped, CRLF and CR become LF, and the text is put in Unicode form NFC.
 Nothing else is changed. A document's id is the first 32 hex digits of the sha256 of its normalised text; its side is a
-keyed hash of the same text, so that it moves with nothing: not with new data, nor with another order.
+keyed hash of the same text, so that it moves with nothing: not with new data, nor with another order. With
+`near_duplicates=apart` training documents that are nearly equal to a validation document are left out.
 """
 
 from __future__ import annotations
@@ -13,17 +14,16 @@ import logging
 import re
 import unicodedata
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext, suppress
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
-from gptmodel.artifacts import Artifact, Request, Store, write_atomic
+from gptmodel.artifacts import SCRATCH, Artifact, Request, Store, write_atomic
 from gptmodel.config import CorpusConfig, recipe
+from gptmodel.documents import Document as Document
+from gptmodel.documents import documents_in, write_documents
 from gptmodel.errors import ArtifactError, DataError
 from gptmodel.manifests import LONGEST_MANIFEST
 from gptmodel.sources import RawText, Source, open_source
@@ -36,31 +36,9 @@ KIND = "corpus"
 RECIPE_VERSION = 2  # 1 had no list of its source's files
 SOURCES = "sources.jsonl"
 DOWNLOADS = ".downloads"  # in the store: fetched files by sha256
-_GROUP_BYTES = 8_000_000  # of text in a row group: what is held in memory
-_FILE_BYTES = 256_000_000  # of text in a file
 _NAME_ROOM = 16  # bytes of a name in a manifest besides its own
 _SMALLEST_PIECE = 200  # characters: less is no document to train on
 _SPLITS = ("train", "validation")
-_SCHEMA = pa.schema(
-    [
-        ("id", pa.string()),
-        ("text", pa.large_string()),
-        ("source", pa.string()),
-        ("n_bytes", pa.int64()),
-        ("split", pa.string()),
-    ]
-)
-
-
-@dataclass(frozen=True)
-class Document:
-    """One document of a corpus. `n_bytes` is the UTF-8 length of its text."""
-
-    id: str
-    text: str
-    source: str
-    n_bytes: int
-    split: str
 
 
 @dataclass
@@ -71,6 +49,7 @@ class Counts:
     null_dropped: int = 0
     empty_dropped: int = 0
     duplicates_dropped: int = 0
+    near_duplicates_dropped: int = 0
     invalid_utf8: int = 0
     cut_documents: int = 0
     documents: int = 0
@@ -94,14 +73,21 @@ def build_corpus(
     with storage_errors("the download", store.root / DOWNLOADS):
         source = open_source(config.source, store.root / DOWNLOADS, progress)
     _check_names(source)
-    asked = {**recipe(config), "source": source.asked}
-    request = Request(KIND, RECIPE_VERSION, asked, (source.ref,))
+    held = store.at(KIND, config.hold_out.removeprefix(f"{KIND}/")) if config.hold_out else None
+    request = Request(KIND, RECIPE_VERSION, asked_of(config, source), (source.ref, *([held.ref] if held else [])))
 
     def build(directory: Path) -> dict[str, Any]:
         counts = Counts()
         _remove_leftovers(directory)
         try:
-            _write(_documents(source, config, counts), directory, counts, source.n_bytes, progress)
+            documents = _documents(source, config, counts)
+            if config.near_duplicates == "apart":
+                from gptmodel import apart  # late: it reads corpora itself
+
+                documents = apart.leave_out_near(
+                    documents, held, config.similarity, directory / SCRATCH / "apart", counts
+                )
+            write_documents(documents, directory, source.n_bytes, progress)
             _check_split(counts, config, source)
             lines = [json.dumps(item, ensure_ascii=False) + "\n" for item in source.listing]
             write_atomic(directory / SOURCES, "".join(lines))
@@ -112,7 +98,19 @@ def build_corpus(
 
     downloads = [f"{DOWNLOADS}/{digest}" for digest in config.source.sha256]
     with storage_errors("the corpus", store.root), using(store.root, downloads) if downloads else nullcontext():
-        return store.produce(request, build, wait=wait, needed=source.n_disk)
+        return store.produce(
+            request, build, wait=wait, needed=source.n_disk * (2 if config.near_duplicates == "apart" else 1)
+        )
+
+
+def asked_of(config: CorpusConfig, source: Source) -> dict[str, Any]:
+    """What a corpus of these settings and this source is named by."""
+    asked = {**recipe(config), "source": source.asked}
+    if config.near_duplicates == "keep":
+        return asked
+    from gptmodel.datagates.minhash import ALGORITHM  # late: rensa is not needed else
+
+    return {**asked, "minhash": ALGORITHM}
 
 
 def _check_names(source: Source) -> None:
@@ -134,12 +132,8 @@ def iter_documents(artifact: Artifact, split: str | None = None) -> Iterator[Doc
     """The documents in corpus order; of one split only, if named. Holds one row group at a time."""
     if artifact.kind != KIND:
         raise ArtifactError(f"{artifact.label} is of kind {artifact.kind}; documents are read from a corpus")
-    for name in artifact.names(suffix=".parquet", prefix="documents-"):
-        with pq.ParquetFile(artifact.file(name)) as file:
-            for group in range(file.num_row_groups):
-                for row in file.read_row_group(group).to_pylist():
-                    if split in (None, row["split"]):
-                        yield Document(**row)
+    files = (artifact.file(name) for name in artifact.names(suffix=".parquet", prefix="documents-"))
+    return (document for document in documents_in(files) if split in (None, document.split))
 
 
 def split_of(text: str, config: CorpusConfig) -> str:
@@ -242,46 +236,6 @@ def _decoded(raw: RawText, config: CorpusConfig, counts: Counts) -> str | None:
     if isinstance(raw.text, bytes):
         return raw.text.decode(errors="replace")
     return re.sub("[\ud800-\udfff]", "\ufffd", raw.text)
-
-
-def _write(
-    documents: Iterator[Document], directory: Path, counts: Counts, total: int, progress: Progress | None
-) -> None:
-    """Files of about 256 MB of text, in row groups of about 8 MB."""
-    number = 0
-    group: list[Document] = []
-    writer: pq.ParquetWriter | None = None
-    in_group = in_file = written = 0
-
-    def flush() -> None:
-        nonlocal writer, number, in_group, in_file, written
-        if writer is None:
-            writer = pq.ParquetWriter(directory / f"documents-{number:05d}.parquet", _SCHEMA, compression="zstd")
-        writer.write_table(pa.Table.from_pylist([asdict(d) for d in group], schema=_SCHEMA))
-        group.clear()
-        in_file, written = in_file + in_group, written + in_group
-        in_group = 0
-        if progress:
-            progress(written, total, "bytes")
-        if in_file >= _FILE_BYTES:
-            writer.close()
-            writer, in_file, number = None, 0, number + 1
-
-    try:
-        for document in documents:
-            group.append(document)
-            in_group += document.n_bytes
-            if in_group >= _GROUP_BYTES:
-                flush()
-        if group:
-            flush()
-    except BaseException:
-        if writer is not None:
-            with suppress(OSError):  # closing writes too, and its error must not hide the first
-                writer.close()
-        raise
-    if writer is not None:
-        writer.close()
 
 
 def _check_split(counts: Counts, config: CorpusConfig, source: Source) -> None:

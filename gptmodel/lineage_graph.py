@@ -10,7 +10,7 @@ from typing import Any
 from gptmodel.artifacts import NAME_CHARS, Artifact, Ref
 
 ORDER = (
-    *("source", "corpus", "weights", "shards", "checkpoint"),
+    *("source", "corpus", "data-check", "weights", "shards", "checkpoint"),
     *("evaluation", "benchmark", "rating-round", "comparison", "ratings", "version"),
 )
 MODELS = ("checkpoint", "weights")
@@ -19,7 +19,8 @@ JUDGEMENTS = ("evaluation", "benchmark", "ratings")
 COMPARISON = "comparison"
 """Of two evaluations: its inputs are the champion's and the challenger's, and it judges the challenger."""
 FIGURES = {
-    "corpus": ("documents", "train_documents", "validation_documents", "duplicates_dropped"),
+    "corpus": ("documents", "train_documents", "validation_documents", "duplicates_dropped", "near_duplicates_dropped"),
+    "data-check": ("passed",),
     "shards": ("train_tokens", "validation_tokens", "shards"),
     "weights": ("n_params", "dtype"),
     "checkpoint": ("step", "best_step", "tokens", "train_loss", "best_validation_loss", "best_validation_perplexity"),

@@ -19,6 +19,7 @@ from gptmodel.lineage_text import STATES, Line, date_of, digest_of, fitted, phra
 _COLOURS = {
     "source": "#7f7f7f",
     "corpus": "#0072b2",
+    "data-check": "#999933",
     "weights": "#56b4e9",
     "shards": "#009e73",
     "checkpoint": "#e69f00",

@@ -27,6 +27,8 @@ _PHRASES = {
     "validation_documents": "{} validation",
     "documents": "{} documents",
     "duplicates_dropped": "{} duplicates dropped",
+    "near_duplicates_dropped": "{} near duplicates kept out of training",
+    "passed": "passed: {}",
     "train_tokens": "{} train tokens",
     "validation_tokens": "{} validation tokens",
     "shards": "{} files",
@@ -58,7 +60,14 @@ _PHRASES = {
     "name": "{}",
     "years": "years {}",
 }
-_DULL = {"package", "version", "dataset", "best_step", "duplicates_dropped"}  # where the name says it, or it is none
+_DULL = {
+    "package",
+    "version",
+    "dataset",
+    "best_step",
+    "duplicates_dropped",
+    "near_duplicates_dropped",
+}  # where the name says it, or it is none
 _LONGEST = 300
 _LISTED = 3
 

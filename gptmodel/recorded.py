@@ -192,7 +192,7 @@ def _fits(config: CorpusConfig, corpus: Artifact) -> bool:
     asked, decided = with_later(recipe(config), CorpusConfig), recorded_settings(corpus)["corpus"]
     source = {name: value for name, value in asked["source"].items() if name not in _PINNED}
     recorded = {name: value for name, value in decided["source"].items() if name not in _PINNED}
-    others = {name: value for name, value in decided.items() if name != "source"}
+    others = {name: value for name, value in decided.items() if name not in ("source", "minhash")}
     place = decided["source"].get("dataset") or config.source.dataset  # a folder's name is not recorded
     return not (
         _disagreement(others, asked, "") or _disagreement(recorded, source, "") or place != config.source.dataset
@@ -201,7 +201,8 @@ def _fits(config: CorpusConfig, corpus: Artifact) -> bool:
 
 def _from_manifest(corpus: Artifact) -> CorpusConfig | None:
     """The settings of a corpus that no run tells of. Sources whose place the manifest does not hold give None."""
-    decided, origin = corpus.request.config, corpus.summary.get("origin", {})
+    decided, origin = dict(corpus.request.config), corpus.summary.get("origin", {})
+    decided.pop("minhash", None)  # what made the signatures: not a setting
     source = {name: value for name, value in decided["source"].items() if name not in _PINNED}
     kind = source["kind"]
     if kind == "files":

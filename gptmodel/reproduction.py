@@ -129,7 +129,7 @@ def _plan(store: Store, ref: Ref, own: PipelineConfig | None, above: tuple[str, 
     if ref.kind == "weights":
         return [Node(ref.kind, name, ref, recorded, weights_source(store, ref.digest, recorded))]
     if ref.kind == "corpus":
-        return [_corpus_node(store, name, ref, recorded, own)]
+        return _plan_corpus(store, name, ref, recorded, own, (*above, name))
     if ref.kind == "shards":
         return _plan_shards(store, name, ref, recorded, own)
     if ref.kind == "checkpoint" and recorded is not None:
@@ -137,6 +137,16 @@ def _plan(store: Store, ref: Ref, own: PipelineConfig | None, above: tuple[str, 
     if recorded is not None:
         raise ArtifactError(f"{name} cannot be made again alone: give the model that it judges")
     raise ArtifactError(f"{name} cannot be made again, since its record is gone: {reason}")
+
+
+def _plan_corpus(
+    store: Store, name: str, ref: Ref, recorded: Artifact | None, own: PipelineConfig | None, above: tuple[str, ...]
+) -> list[Node]:
+    """The corpus, after the one whose validation documents it was kept away from, if there is one."""
+    node = _corpus_node(store, name, ref, recorded, own)
+    before = [r for r in recorded.request.inputs if r.kind == "corpus"] if recorded is not None else []
+    held = [_plan(store, each, None, above) for each in before]
+    return [*(each for nodes in held for each in nodes), replace(node, needs=tuple(nodes[-1].name for nodes in held))]
 
 
 def _corpus_node(

@@ -23,7 +23,7 @@ def fetch_corpus(config: CorpusConfig, wait: bool = False) -> Artifact:
     with progress("reading text") as update:
         artifact, reused = build_corpus(open_store(), config, wait=wait, progress=update)
     names = ("documents", "train_documents", "validation_documents", "train_bytes", "validation_bytes")
-    dropped = ("empty_dropped", "duplicates_dropped", "invalid_utf8", "cut_documents")
+    dropped = ("empty_dropped", "duplicates_dropped", "near_duplicates_dropped", "invalid_utf8", "cut_documents")
     return report(artifact, reused, figures_of(artifact, *names, *dropped))
 
 

@@ -15,7 +15,7 @@ from gptmodel.artifacts import Artifact
 from gptmodel.config import DataGatesConfig
 from gptmodel.corpus import Document, iter_documents
 from gptmodel.datagates.contamination import Protected, protect_file
-from gptmodel.datagates.minhash import Signatures, clusters, near_to
+from gptmodel.datagates.minhash import Numbers, Signatures, clusters, near_to
 from gptmodel.datagates.pii import find
 from gptmodel.datagates.quality import garbage, language
 from gptmodel.datagates.reading import lengths, numbered
@@ -61,6 +61,7 @@ class _Look:
         self.others = Worst(config.examples)
         self.signatures = Signatures(path) if {config.near_duplicates, config.leak} != {"off"} else None
         self.order = array("q")
+        self.earlier = array("q")  # the previous corpus's validation documents; their signatures stand first
         self.validation = Protected(config.ngram_words) if config.contamination != "off" else None
         files = config.benchmark_files if config.benchmarks != "off" else ()
         self.benchmarks = {name: protect_file(name, config.ngram_words) for name in files}
@@ -69,6 +70,10 @@ class _Look:
 
     def measured(self, previous: Artifact | None) -> Measured:
         """Read it all."""
+        if self.signatures is not None and self.config.leak != "off" and previous is not None:
+            for number, document in numbered(previous, "validation"):
+                self.signatures.add(word_hashes(document.text))
+                self.earlier.append(number)
         needs_words = self.signatures is not None or self.validation is not None or self.benchmarks
         for split in ("validation", "train"):
             if split == "train" and self.validation is not None:
@@ -77,7 +82,7 @@ class _Look:
                 self._look_at(number, document)
                 if needs_words:
                     self._compare(number, document)
-        near, roots = self._near()
+        near, earlier, roots = self._near()
         return Measured(
             documents=len(self.order),
             bytes=self.bytes,
@@ -91,6 +96,7 @@ class _Look:
             pii=self.pii,
             pii_kinds=self.pii_kinds,
             near=near,
+            near_earlier=earlier,
             roots=roots,
             validation=self.validation,
             benchmarks=self.benchmarks,
@@ -132,20 +138,25 @@ class _Look:
             if found := benchmark.look(words):
                 self.hits.add(number, f"holds {found:,} runs of words of {Path(name).name}", found)
 
-    def _near(self) -> tuple[dict[int, int] | None, dict[int, int] | None]:
-        """By number: the validation document that a training document is near to, and the first of its cluster."""
+    def _near(self) -> tuple[dict[int, int] | None, dict[int, int] | None, dict[int, int] | None]:
+        """By number: the validation document that a training document is near to, of this corpus and of the previous
+        one, and the first document of a document's cluster."""
         if self.signatures is None:
-            return None, None
-        table, order, config = self.signatures.close(), np.array(self.order, np.int64), self.config
-        near, roots = None, None
+            return None, None, None
+        table, order, config = self.signatures.close(), np.array(self.order), self.config
+        first, rows = len(self.earlier), np.arange(len(table))
+        train = rows >= first + self._validation_documents
+        near = earlier = roots = None
         if config.leak != "off":
-            guards = np.arange(len(order)) < self._validation_documents
-            found = near_to(table, guards, config.similarity)
-            near = {int(order[i]): int(order[found[i]]) for i in np.flatnonzero(found >= 0)}
+            found = near_to(table, (rows >= first) & ~train, train, config.similarity)[first:]
+            near = _by_number(np.where(found < 0, -1, found - first), order, order)
+            found = near_to(table, rows < first, train, config.similarity)[first:]
+            earlier = _by_number(found, order, np.array(self.earlier))
         if config.near_duplicates != "off":
-            first = clusters(table, config.similarity)
-            roots = {int(order[i]): int(order[first[i]]) for i in np.flatnonzero(first != np.arange(len(first)))}
-        return near, roots
+            found = clusters(table[first:], config.similarity)
+            found[found == np.arange(len(found))] = -1
+            roots = _by_number(found, order, order)
+        return near, earlier, roots
 
     @property
     def _validation_documents(self) -> int:
@@ -159,3 +170,8 @@ class _Look:
 def id_bound(corpus: Artifact, sample: int) -> int:
     """Documents whose id begins with less than this are about `sample` of them: always the same ones."""
     return math.ceil(min(1.0, sample / max(1, int(corpus.summary["documents"]))) * 16**8)
+
+
+def _by_number(found: Numbers, places: Numbers, others: Numbers) -> dict[int, int]:
+    """From rows that were found near to rows (-1 for none) to numbers of documents."""
+    return {int(places[row]): int(others[found[row]]) for row in np.flatnonzero(found >= 0)}

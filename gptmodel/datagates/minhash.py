@@ -30,6 +30,7 @@ _ALL_PAIRS = 32  # documents of one bucket that are all compared with each other
 
 Numbers = npt.NDArray[np.int64]
 Signature = npt.NDArray[np.uint32]
+Flags = npt.NDArray[np.bool_]
 
 
 class Signatures:
@@ -99,18 +100,17 @@ def clusters(table: Signature, at_least: float) -> Numbers:
     return root
 
 
-def near_to(table: Signature, protected: npt.NDArray[np.bool_], at_least: float) -> Numbers:
-    """For each document that is not `protected` a protected one that it is near to; -1 for none, and for the others.
+def near_to(table: Signature, protected: Flags, asked: Flags, at_least: float) -> Numbers:
+    """For each document that is `asked` about a `protected` one that it is near to; -1 for none, and for the others.
 
     All pairs that share a band are compared, however many: nothing that this finds is left by a second look.
     """
     found = np.full(len(table), -1, np.int64)
     for members in _buckets(table):
-        inside = protected[members]
-        if inside.all() or not inside.any():
+        open_ = members[asked[members] & (found[members] < 0)]
+        if not len(open_):
             continue
-        open_ = members[~inside & (found[members] < 0)]
-        for guard in np.unique(members[inside]):
+        for guard in np.sort(members[protected[members]]):
             if not len(open_):
                 break
             near = np.concatenate(

@@ -95,6 +95,6 @@ def _when(corpus: Artifact) -> tuple[str, int]:
 
 
 def _same(corpus: Artifact) -> dict[str, Any]:
-    config = dict(corpus.request.config)
+    config = {name: value for name, value in corpus.request.config.items() if name != "hold_out"}
     source = {name: value for name, value in config.pop("source", {}).items() if name not in _GROWS}
     return {**config, "source": source}

@@ -38,6 +38,8 @@ class Measured:
     pii_kinds: Counter[str]
     near: dict[int, int] | None
     """Training documents that are near to a validation document: that one."""
+    near_earlier: dict[int, int] | None
+    """Training documents that are near to a validation document of the previous corpus: its number there."""
     roots: dict[int, int] | None
     """Documents that are near to one read before: the first of their cluster."""
     validation: Protected | None
@@ -165,24 +167,33 @@ class _Telling:
 
     def leak(self) -> Finding:
         assert self.found.near is not None
-        near, bound = self.found.near, self.config.leaked_share
-        leaked = set(near.values())
-        of = int(self.corpus.summary["validation_documents"])
-        share = len(leaked) / max(1, of)
-        said = (
-            f"{len(near):,} training documents are nearly equal to {len(leaked):,} of {of:,} validation documents "
-            f"({share:.1%}); {bound:.1%} are allowed"
-        )
-        if near:
-            said += "; corpus.near_duplicates=apart leaves such training documents out"
-        figures = {"train_documents": len(near), "validation_documents": len(leaked), "share": round(share, 6)}
-        order = sorted(near)[: self.config.examples]
-        return self._finding("leak", share > bound, said, figures, self._beside(order, near), len(near))
+        near, earlier, bound = self.found.near, self.found.near_earlier or {}, self.config.leaked_share
+        told, shares = [], []
+        figures: dict[str, Any] = {}
+        for found, corpus, key in ((near, self.corpus, ""), (earlier, self.previous, "earlier_")):
+            if corpus is None:
+                continue
+            leaked, of = len(set(found.values())), int(corpus.summary["validation_documents"])
+            shares.append(leaked / max(1, of))
+            figures |= {f"{key}train_documents": len(found), f"{key}validation_documents": leaked}
+            figures[f"{key}share"] = round(shares[-1], 6)
+            whose = f" of {corpus.label}" if key else ""
+            told.append(f"{len(found):,} to {leaked:,} of {of:,} validation documents{whose} ({shares[-1]:.1%})")
+        said = f"training documents are nearly equal, {' and '.join(told)}; {bound:.1%} are allowed"
+        if near or earlier:
+            held = f" and corpus.hold_out={self.previous.label}" if earlier and self.previous else ""
+            said += f"; corpus.near_duplicates=apart{held} leaves such training documents out"
+        shown = self._beside(sorted(near)[: self.config.examples], near)
+        if self.previous is not None:
+            only = sorted(earlier.keys() - near.keys())[: self.config.examples - len(shown)]
+            shown += self._beside(only, earlier, self.previous)
+        return self._finding("leak", max(shares) > bound, said, figures, shown, len(near.keys() | earlier.keys()))
 
-    def _beside(self, numbers: list[int], other: dict[int, int]) -> list[Offender]:
-        """These documents, each with the one that it is near to."""
-        others = fetch(self.corpus, {other[number] for number in numbers})
-        return self._show({n: f"near {(d := others[other[n]]).id} ({d.source}, {d.split})" for n in numbers})
+    def _beside(self, numbers: list[int], other: dict[int, int], of: Artifact | None = None) -> list[Offender]:
+        """These documents, each with the one that it is near to: of this corpus, or of another."""
+        others = fetch(of or self.corpus, {other[number] for number in numbers})
+        where = f" of {of.label}" if of else ""
+        return self._show({n: f"near {(d := others[other[n]]).id} ({d.source}, {d.split}{where})" for n in numbers})
 
     def contamination(self) -> Finding:
         assert self.found.validation is not None

@@ -329,13 +329,13 @@ def test_a_recipe_that_only_adds_a_file_leaves_the_verdict_to_what_is_made_from_
 ) -> None:
     import gptmodel.corpus as module
 
-    real = module._write
+    real = module.write_documents
 
     def with_more(documents: Any, directory: Path, *rest: Any) -> None:
         real(documents, directory, *rest)
         (directory / "notes.txt").write_text("new in this recipe")
 
-    monkeypatch.setattr(module, "_write", with_more)
+    monkeypatch.setattr(module, "write_documents", with_more)
     monkeypatch.setattr(module, "RECIPE_VERSION", module.RECIPE_VERSION + 1)
     found = again(store, shards)
     assert [node.equal for node in found.nodes] == [None, True]
