@@ -69,7 +69,10 @@ def set_up(config: TrainConfig, precision: str = "", local_rank: int = 0) -> Mac
     threads = config.threads or os.cpu_count() or 1
     torch.set_num_threads(threads)
     torch.set_float32_matmul_precision("high" if device.type == "cuda" else "medium")
-    torch.use_deterministic_algorithms(config.deterministic)
+    if config.compile:
+        torch.use_deterministic_algorithms(config.deterministic)
+    else:  # the same, but for telling the compiler, whose import takes seconds
+        torch.set_deterministic_debug_mode("error" if config.deterministic else "default")
     if device.type == "cuda":
         torch.cuda.set_device(device)
     wanted = precision or config.precision

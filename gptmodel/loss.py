@@ -19,7 +19,8 @@ import torch.nn.functional as F  # noqa: N812 - its usual name
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-_CHUNK_ELEMENTS = 1 << 25  # logits at a time: 128 MiB in float32, 667 rows of GPT-2's vocabulary
+_CHUNK_BYTES = 1 << 27  # of logits at a time: 667 rows of GPT-2's vocabulary in float32
+_CACHED_ELEMENTS = 1 << 19  # log-probabilities at a time on a processor: 2 MiB
 
 
 def cross_entropy(logits_BTV: Tensor, targets_BT: Tensor) -> Tensor:
@@ -60,8 +61,9 @@ def token_losses(x_BTC: Tensor, weight_VC: Tensor, targets_BT: Tensor) -> Tensor
     """Loss of every token in nats, float32 of the targets' shape, for evaluation; no gradients."""
     x_NC, targets_N = x_BTC.flatten(0, -2), targets_BT.flatten()
     losses_N = torch.empty(len(targets_N), dtype=torch.float32, device=x_NC.device)
-    for rows, logprobs_RV, _, _ in _chunks(x_NC, weight_VC, targets_N):
-        losses_N[rows] = -logprobs_RV.gather(1, targets_N[rows, None])[:, 0]
+    for rows, logits_RV, _, _ in _logits(x_NC, weight_VC):
+        for part, logprobs_PV in _logprobs(logits_RV, rows.start):
+            losses_N[part] = -logprobs_PV.gather(1, targets_N[part, None])[:, 0]
     return losses_N.view(targets_BT.shape)
 
 
@@ -82,11 +84,12 @@ def token_scores(x_BTC: Tensor, weight_VC: Tensor, targets_BT: Tensor) -> TokenS
     x_NC, targets_N = x_BTC.flatten(0, -2), targets_BT.flatten()
     kinds = (torch.float32, torch.int32, torch.float32)
     nats_N, rank_N, top_N = (torch.empty(len(targets_N), dtype=kind, device=x_NC.device) for kind in kinds)
-    for rows, logprobs_RV, _, _ in _chunks(x_NC, weight_VC, targets_N):
-        target_R1 = logprobs_RV.gather(1, targets_N[rows, None])
-        nats_N[rows] = -target_R1[:, 0]
-        rank_N[rows] = _at_least(logprobs_RV, target_R1)
-        top_N[rows] = logprobs_RV.amax(1).exp()
+    for rows, logits_RV, _, _ in _logits(x_NC, weight_VC):
+        for part, logprobs_PV in _logprobs(logits_RV, rows.start):
+            target_P1 = logprobs_PV.gather(1, targets_N[part, None])
+            nats_N[part] = -target_P1[:, 0]
+            rank_N[part] = _at_least(logprobs_PV, target_P1)
+            top_N[part] = logprobs_PV.amax(1).exp()
     return TokenScores(*(scored_N.view(targets_BT.shape) for scored_N in (nats_N, rank_N, top_N)))
 
 
@@ -108,12 +111,14 @@ class _LinearCrossEntropy(torch.autograd.Function):
         grad_x_NC = torch.empty_like(x_NC)
         grad_weight_VC = torch.zeros_like(weight_VC, dtype=torch.float32)
         total = torch.zeros((), dtype=torch.float32, device=x_NC.device)
-        for rows, logprobs_RV, x_RC, weight in _chunks(x_NC, weight_VC, targets_N):
-            targets_R1 = targets_N[rows, None]
-            total -= logprobs_RV.gather(1, targets_R1).sum()
-            # d loss / d logits is softmax minus one-hot; the mean's 1/N comes at the end, in float32
-            grad_RV = logprobs_RV.exp_().scatter_add_(1, targets_R1, -torch.ones_like(logprobs_RV[:, :1]))
-            grad_RV = grad_RV.to(weight.dtype)
+        for rows, logits_RV, x_RC, weight in _logits(x_NC, weight_VC, evenly=True):
+            for part, logprobs_PV in _logprobs(logits_RV, rows.start):
+                targets_P1 = targets_N[part, None]
+                total -= logprobs_PV.gather(1, targets_P1).sum()
+                # d loss / d logits is softmax minus one-hot; the mean's 1/N comes at the end, in float32
+                grad_PV = logprobs_PV.exp_().scatter_add_(1, targets_P1, -torch.ones_like(logprobs_PV[:, :1]))
+                logits_RV[part.start - rows.start : part.stop - rows.start] = grad_PV  # which nobody needs any more
+            grad_RV = logits_RV
             grad_x_NC[rows] = grad_RV @ weight
             if weight.dtype == torch.float32:
                 grad_weight_VC.addmm_(grad_RV.T, x_RC)
@@ -130,16 +135,31 @@ class _LinearCrossEntropy(torch.autograd.Function):
         return grad_x_NC * grad.to(grad_x_NC.dtype), grad_weight_VC * grad.to(grad_weight_VC.dtype), None
 
 
-def _chunks(x_NC: Tensor, weight_VC: Tensor, targets_N: Tensor) -> Iterator[tuple[slice, Tensor, Tensor, Tensor]]:
-    """For each chunk its rows, float32 log-probabilities, and x and weight in the dtype of the products."""
+def _logits(x_NC: Tensor, weight_VC: Tensor, *, evenly: bool = False) -> Iterator[tuple[slice, Tensor, Tensor, Tensor]]:
+    """For each chunk its rows, its logits, and x and weight, all in the dtype of the products.
+
+    Even chunks make better products; the others are of a size that does not depend on how many rows there are.
+    """
     device = x_NC.device.type
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight_VC.dtype
     x_NC, weight_VC = x_NC.detach().to(dtype), weight_VC.detach().to(dtype)
-    step = max(1, _CHUNK_ELEMENTS // len(weight_VC))
-    for start in range(0, len(targets_N), step):
-        rows = slice(start, start + step)
+    step = max(1, _CHUNK_BYTES // (len(weight_VC) * dtype.itemsize))
+    if evenly:
+        step = math.ceil(len(x_NC) / max(1, math.ceil(len(x_NC) / step))) or 1
+    for start in range(0, len(x_NC), step):
+        rows = slice(start, min(start + step, len(x_NC)))
         with torch.autocast(device, enabled=False):
             logits_RV = x_NC[rows] @ weight_VC.T
-            logprobs_RV = torch.log_softmax(logits_RV, dim=-1, dtype=torch.float32)
-        del logits_RV
-        yield rows, logprobs_RV, x_NC[rows], weight_VC
+        yield rows, logits_RV, x_NC[rows], weight_VC
+
+
+def _logprobs(logits_RV: Tensor, start: int) -> Iterator[tuple[slice, Tensor]]:
+    """float32 log-probabilities a few rows at a time, with the numbers of those rows, counted from `start`.
+
+    On a processor, few enough for its cache: what is then done with them costs no way to memory and back.
+    """
+    R, V = logits_RV.shape
+    step = max(1, _CACHED_ELEMENTS // V) if logits_RV.device.type == "cpu" else max(1, R)
+    for first in range(0, R, step):
+        few_PV = logits_RV[first : first + step]
+        yield slice(start + first, start + first + len(few_PV)), torch.log_softmax(few_PV, dim=-1, dtype=torch.float32)

@@ -64,7 +64,8 @@ def test_bits_per_byte():
 
 @pytest.fixture(params=[1, 7, 40, 1000], ids="rows_{}".format)
 def rows_at_a_time(request, monkeypatch):
-    monkeypatch.setattr(loss_module, "_CHUNK_ELEMENTS", request.param * 211)
+    monkeypatch.setattr(loss_module, "_CHUNK_BYTES", request.param * 211 * 4)
+    monkeypatch.setattr(loss_module, "_CACHED_ELEMENTS", 3 * 211)
 
 
 def problem(dtype=torch.float32, scale=1.0):

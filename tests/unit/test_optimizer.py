@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -51,6 +53,48 @@ def test_wsd_is_flat_then_falls_in_a_line() -> None:
 def test_constant_stays() -> None:
     config = OptimizerConfig(learning_rate=0.5, warmup_steps=0, schedule="constant")
     assert {learning_rate(config, step, 50) for step in range(50)} == {0.5}
+
+
+@pytest.mark.parametrize("kind", ["adamw", "muon"])
+def test_training_does_not_import_the_compiler_which_takes_seconds(kind: str) -> None:
+    program = (
+        "import sys, torch\n"
+        "from gptmodel.config import ModelConfig, OptimizerConfig, TrainConfig\n"
+        "from gptmodel.device import set_up\n"
+        "from gptmodel.model import GPT\n"
+        "from gptmodel.optimizer import make_optimizer\n"
+        "from gptmodel.training import clip_gradients\n"
+        "set_up(TrainConfig(deterministic=True, device='cpu', precision='float32'))\n"
+        "assert torch.are_deterministic_algorithms_enabled()\n"
+        "model = GPT(ModelConfig(vocab_size=50, context_length=8, n_layer=1, n_head=1, n_embd=16), seed=0)\n"
+        f"optimizer = make_optimizer(model, OptimizerConfig(kind='{kind}'))\n"
+        "model(torch.arange(8)[None], torch.arange(8)[None]).backward()\n"
+        "clip_gradients(model, 1e-3)\n"
+        "optimizer.step()\n"
+        "optimizer.zero_grad()\n"
+        "optimizer.load_state_dict(optimizer.state_dict())\n"
+        "print('torch._dynamo' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"
+
+
+def test_adamw_is_torchs_own_to_the_bit() -> None:
+    config = OptimizerConfig(learning_rate=0.01, weight_decay=0.1)
+    found = []
+    for ours in (True, False):
+        model = GPT(SMALL, seed=3)
+        optimizer = make_optimizer(model, config)
+        if not ours:
+            groups = [{"params": g["params"], "weight_decay": g["weight_decay"]} for g in optimizer.param_groups]
+            betas = (config.beta1, config.beta2)
+            optimizer = torch.optim.AdamW(groups, lr=config.learning_rate, betas=betas, eps=config.eps, fused=True)
+        for _ in range(3):
+            model(torch.arange(8)[None], torch.arange(8)[None]).backward()
+            optimizer.step()
+            optimizer.zero_grad()
+        found.append(torch.cat([p.detach().flatten() for p in model.parameters()]))
+    assert torch.equal(*found)
 
 
 def test_clipping_scales_a_gradient_that_is_too_long_and_no_other() -> None:
