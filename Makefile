@@ -82,7 +82,7 @@ bench-step: bench-peers ## a training step against peers; NANOGPT=path/to/model.
 bench-curves: setup ## what bfloat16 and Muon do to the loss, over seeds
 	@$(BIN)/python -m benchmarks.curves
 
-screenshots: setup ## pictures of the two web pages for the README; needs `make up`, a run, and Chromium
+screenshots: setup ## pictures of the web pages for README and guides; needs `make up`, a run, and Chromium
 	@$(BIN)/python docs/screenshots.py
 
 clean: ## remove what can be made again; keeps the store, MLflow's and Prefect's records, and .venv

@@ -1,13 +1,18 @@
-"""Pictures of the two web pages for the README: `make screenshots`, into docs/images/.
+"""Pictures of the web pages for README and guides, into docs/images/: `make screenshots`.
 
-Needs the servers (`make up`), a finished run of the pipeline, and Chromium (Debian: `apt-get install chromium`).
+Needs the servers (`make up`), a finished run of the pipeline, and Chromium (Debian: `apt-get install chromium`). With
+the path of a page that `gptflow report` wrote, only the pictures of that one are taken, and no server is needed:
+
+    .venv/bin/gptflow report quickstart/3 && .venv/bin/python docs/screenshots.py report.html
 """
 
 from __future__ import annotations
 
 import os
 import shutil
+import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 from playwright.sync_api import Browser, BrowserContext, Page, expect, sync_playwright
@@ -97,6 +102,25 @@ def shoot_mlflow(context: BrowserContext, mlflow: str) -> None:
     keep(page, "mlflow-metrics.png")
 
 
+def shoot_report(browser: Browser, report: Path) -> None:
+    """Its beginning, and where its surprisal map begins."""
+    page = browser.new_page(viewport={"width": 1000, "height": 900})
+    page.goto(report.resolve().as_uri())
+    keep(page, "report.png")
+    if page.locator("#surprisal").count():
+        page.set_viewport_size({"width": 1100, "height": 800})
+        page.evaluate("document.getElementById('surprisal').scrollIntoView()")
+        keep(page, "surprisal.png")
+
+
+def written_report(folder: Path) -> Path:
+    """The page on the newest checkpoint of the store that is worked with here."""
+    command = [sys.executable, "-m", "flows", "report", "--out", str(folder / "report.html")]
+    if subprocess.run(command, check=False).returncode:
+        raise GptflowError("there is no report to take a picture of; run the pipeline first")
+    return folder / "report.html"
+
+
 def shoot(browser: Browser, api: str, mlflow: str) -> None:
     context = browser.new_context(viewport=SIZE)  # type: ignore[arg-type]
     context.set_default_timeout(60_000)
@@ -106,20 +130,24 @@ def shoot(browser: Browser, api: str, mlflow: str) -> None:
 
 
 def main() -> int:
-    settings = environment()
+    settings, reports = environment(), [Path(word) for word in sys.argv[1:]]
     api, mlflow = settings.get("PREFECT_API_URL"), settings["MLFLOW_TRACKING_URI"]
     chromium = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
     try:
-        if api is None or not mlflow.startswith("http"):
+        if lost := [path for path in reports if not path.is_file()]:
+            raise GptflowError(f"there is no page {lost[0]}; write it: .venv/bin/gptflow report")
+        if not reports and (api is None or not mlflow.startswith("http")):
             raise GptflowError("the servers are not up; start them: make up")
         if chromium is None:
             raise GptflowError("Chromium is not installed; on Debian: apt-get install chromium")
         IMAGES.mkdir(exist_ok=True)
         flags = FLAGS + (["--no-sandbox"] if os.geteuid() == 0 else [])  # Chromium's sandbox refuses root
-        with sync_playwright() as playwright:
+        with sync_playwright() as playwright, tempfile.TemporaryDirectory() as folder:
             browser = playwright.chromium.launch(executable_path=chromium, args=flags)
             try:
-                shoot(browser, api, mlflow)
+                if not reports:
+                    shoot(browser, str(api), mlflow)
+                shoot_report(browser, reports[0] if reports else written_report(Path(folder)))
             finally:
                 browser.close()
     except GptflowError as error:

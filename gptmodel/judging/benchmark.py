@@ -100,11 +100,19 @@ def _build(
         packed = gzip.compress(lines.encode(errors="surrogatepass"), mtime=0)
         write_atomic(directory / f"answers-{_file_name(name)}.jsonl.gz", packed)
     results = plain({name: found[name] for name in _KEPT if name in found})
-    for settings in results.get("configs", {}).values():
-        settings.pop("dataset_kwargs", None)  # may hold a path
+    if "configs" in results:
+        results["configs"] = {name: portable(settings) for name, settings in results["configs"].items()}
     write_atomic(directory / RESULTS, json.dumps({**results, **asked}, indent=2, ensure_ascii=False) + "\n")
     figures = figures_of(results, asked["tasks"])
     return {"harness": asked["harness"], "tasks": asked["asked"], "limit": asked["limit"], "figures": figures}
+
+
+def portable(settings: dict[str, Any]) -> dict[str, Any]:
+    """The settings of a task without where its file and its documents lie: both are told by digests."""
+    kept = {name: value for name, value in settings.items() if name != "dataset_kwargs"}
+    if isinstance(metadata := kept.get("metadata"), dict):
+        kept["metadata"] = {name: value for name, value in metadata.items() if name != "config_source"}
+    return kept
 
 
 def _file_name(task: str) -> str:

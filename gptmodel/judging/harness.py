@@ -28,6 +28,7 @@ from lm_eval.utils import get_rolling_token_windows, handle_non_serializable, ma
 
 from gptmodel.config import BenchmarkConfig
 from gptmodel.errors import ConfigError, DataError, GptflowError, NetworkError, first_line
+from gptmodel.judging.benchmark import portable
 from gptmodel.judging.likelihood import Continuation, Progress, score_continuations
 from gptmodel.judging.until import decoding_of, write_until
 from gptmodel.model import GPT
@@ -140,8 +141,7 @@ class Tasks:
         return {name: self._described(task) for name, task in sorted(self.manager.loaded["tasks"].items())}
 
     def _described(self, task: Any) -> dict[str, Any]:
-        # A path says where the documents lie; what they are, their digest says.
-        settings = {name: value for name, value in task.dump_config().items() if name != "dataset_kwargs"}
+        settings = portable(task.dump_config())
         documents = list(islice(task.eval_docs, self.config.limit or None))
         shots = task.config.num_fewshot if self.config.fewshot is None else self.config.fewshot
         return {

@@ -47,7 +47,7 @@ def index_of(*lengths: int) -> DocumentIndex:
 def test_figures_by_hand() -> None:
     text = "日本 x"  # 6 bytes and 2 characters, over tokens that split them, and 2 of both
     n = len(gpt2().encode(text))
-    scores = scores_of([1.0] * (n - 1) + [3.0], [1] * (n - 1) + [4], [0.5] * n, text)
+    scores = scores_of([1.0] * (n - 1) + [3.0], [1] * (n - 2) + [5, 6], [0.5] * n, text)
     unigram = np.full(n, 5.0)
     found = units_of(scores, index_of(3, n - 2), unigram, 10).figures()
     total = n + 2
@@ -60,9 +60,9 @@ def test_figures_by_hand() -> None:
             "plain_perplexity": math.exp(total / n + 1),
             "bits_per_byte": total / math.log(2) / 8,
             "bits_per_char": total / math.log(2) / 4,
-            "accuracy": (n - 1) / n,
-            "accuracy_at_5": 1.0,
-            "calibration_error": (n - 1) / n - 0.5,
+            "accuracy": (n - 2) / n,
+            "accuracy_at_5": (n - 1) / n,
+            "calibration_error": abs((n - 2) / n - 0.5),
             "unigram_loss": 5.0,
             "unigram_perplexity": math.exp(5.0),
         }
@@ -122,6 +122,14 @@ def test_draws_are_those_of_scipy() -> None:
     assert widths == sorted(widths, reverse=True)
     assert effective_units([3, 3, 3]) == pytest.approx(3)
     assert effective_units([100, 1, 1]) == pytest.approx(102**2 / 10_002)
+
+
+@pytest.mark.parametrize("n", [5, 24])
+def test_of_few_units_the_interval_is_the_one_of_students_t(n: int) -> None:
+    # Means drawn anew from n normal units spread by sqrt((n - 1) / n) of the standard error that t goes by.
+    means = scipy.stats.norm.ppf((np.arange(1_000_000) + 0.5) / 1_000_000) * math.sqrt((n - 1) / n)
+    bound = scipy.stats.t.ppf(0.975, n - 1)
+    assert interval(means, n, 0.95) == pytest.approx((-bound, bound), rel=2e-3)
 
 
 def test_draws_do_not_depend_on_how_many_are_taken_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,7 +19,7 @@ from gptmodel.comparing import side_of
 from gptmodel.config import DecodingConfig, ModelConfig
 from gptmodel.errors import ConfigError, DataError
 from gptmodel.generate import generate
-from gptmodel.judging.benchmark import check_installed, figures_of
+from gptmodel.judging.benchmark import check_installed, figures_of, portable
 from gptmodel.judging.likelihood import Continuation, Likelihood, score_continuations
 from gptmodel.judging.speech_items import continuation_items, held_out, last_word_items, rolling_items, sentences
 from gptmodel.judging.until import cut_before, decoding_of, write_until
@@ -196,6 +196,15 @@ def test_figures_keep_the_harness_names_and_its_errors() -> None:
     first, second = figures_of(results, {"a": {"n": 7}})
     assert first == {"task": "a", "version": 2.0, "fewshot": 3, "n": 7, "metric": "acc", "value": 0.5, "stderr": 0.1}
     assert (second["metric"], second["value"], second["stderr"]) == ("f1 (strict)", 0.2, None)
+
+
+def test_where_a_task_lies_is_no_part_of_what_was_asked() -> None:
+    told = {"task": "a", "dataset_kwargs": {"data_files": "/here/a.jsonl"}, "output_type": "multiple_choice"}
+    told |= {"metadata": {"version": 1.0, "config_source": "/here/a.yaml"}}
+    wanted = {"task": "a", "output_type": "multiple_choice", "metadata": {"version": 1.0}}
+    assert portable(told) == wanted
+    assert "dataset_kwargs" in told, "the task itself keeps it"
+    assert portable({"task": "a", "metadata": None}) == {"task": "a", "metadata": None}
 
 
 def test_a_benchmark_hangs_on_its_model(tmp_path: Path) -> None:
