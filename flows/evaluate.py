@@ -37,9 +37,11 @@ def evaluate(
         judged = hold(find_model(open_store(), model))
         scored = find_shards(shards, config, wait)
         champion = hold(find_model(open_store(), against)) if against else None
+        theirs = None
+        if champion is not None:  # first, so that the report on the other one can show both
+            theirs = evaluate_model(champion, scored, config.evaluate, wait)
         evaluation = evaluate_model(judged, scored, config.evaluate, wait)
         found = {"model": judged, "shards": scored, "evaluation": evaluation}
-        if champion is not None:
-            theirs = evaluate_model(champion, scored, config.evaluate, wait)
+        if theirs is not None:
             found["comparison"] = compare_models(theirs, evaluation, config.evaluate, wait)
         return found

@@ -71,13 +71,17 @@ def show(artifacts: dict[str, Artifact]) -> None:
 def _comparison_table(artifact: Artifact) -> Table:
     told = artifact.summary
     title = f"{told['challenger']} against {told['champion']}\n{resampled_words({'resampling': told})}"
-    table = Table(box=None, title=title, title_justify="left")
+    table = Table(box=None, title=title, title_justify="left", padding=(0, 1, 0, 0))  # 80 columns hold it
     for name in ("  figure", "champion", "challenger", "difference", "interval", "P(better)"):
-        table.add_column(name, justify="left" if name == "  figure" else "right")
-    for row in told["differences"]:
-        numbers = [_number(row[name]) for name in ("champion", "challenger", "difference")]
+        table.add_column(name, justify="left" if name == "  figure" else "right", no_wrap=True)
+    rows = {row["name"]: row for row in told["differences"]}
+    for name, row in rows.items():
+        twin = rows.get(name.removeprefix("plain_"), row)
+        if twin is not row and all(twin[side] == row[side] for side in ("champion", "challenger")):
+            continue  # windows did not overlap, so it is the same figure
+        numbers = [_number(row[side]) for side in ("champion", "challenger", "difference")]
         bounds = f"{_number(row['low'])} to {_number(row['high'])}"
-        table.add_row(f"  {row['name'].replace('_', ' ')}", *numbers, bounds, f"{row['p_better']:.3f}")
+        table.add_row(f"  {name.replace('_', ' ')}", *numbers, bounds, f"{row['p_better']:.3f}")
     return table
 
 

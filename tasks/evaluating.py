@@ -21,7 +21,7 @@ from tasks.steps import figures_of, report
 _MOST_SOURCES = 50
 
 
-@task(name="evaluate", task_run_name="evaluate on {config.split}", **STEP)
+@task(name="evaluate", task_run_name="evaluate {model.label} on {config.split}", **STEP)
 @with_events
 def evaluate_model(model: Artifact, shards: Artifact, config: EvaluateConfig, wait: bool = False) -> Artifact:
     """Score every token of a split, and write samples with each decoding."""

@@ -296,9 +296,9 @@ def test_an_evaluation_and_its_comparison_from_end_to_end(
         assert re.search(rf"^ +{name} +\d", shown, re.MULTILINE), name
     low, high = told["intervals"]["accuracy_at_5"]
     assert f"{told['accuracy_at_5']:.4f}  {low:.4f} to {high:.4f}" in shown
-    assert re.search(
-        rf"^ +loss +{loss['champion']:.4f} +{loss['challenger']:.4f} .*{loss['p_better']:.3f} *$", shown, re.M
-    )
+    numbers = rf"{loss['champion']:.4f} +{loss['challenger']:.4f} +{loss['difference']:.4f}"
+    bounds = rf"{loss['low']:.4f} to {loss['high']:.4f} +{loss['p_better']:.3f}"
+    assert re.search(rf"^ +loss +{numbers} +{bounds} *$", shown, re.M), "on one line, in 80 columns"
     with pytest.raises(ConfigError, match=r"evaluate.resamples is 0"):
         compare(store, made[0], made[1], replace(config, resamples=0))
     with pytest.raises(ConfigError, match="is no evaluation"):

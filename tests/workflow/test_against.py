@@ -111,6 +111,8 @@ def test_the_flow_compares_and_mlflow_is_told_later(judged: Judged) -> None:
     champions = judged.store.input_of(comparison, "evaluation")
     assert [ref.digest for ref in comparison.request.inputs] == [champions.digest, evaluation.digest]
     assert champions.request.inputs[0].digest == judged.old.digest
+    first, second = ((made.path / "manifest.json").stat().st_mtime_ns for made in (champions, evaluation))
+    assert first < second, "else the report on the challenger is logged before there is a champion to show"
     assert judged.outcomes == dict.fromkeys(
         (judged.old.label, judged.made["model"].label, champions.label, evaluation.label, comparison.label), "sent"
     )

@@ -49,8 +49,8 @@ def python(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory, tiny_sets: list[str]) -> tuple[Path, str]:
-    """A folder with a trained model in its store, and the model's label."""
+def place(workplace: Path, tmp_path_factory: pytest.TempPathFactory, tiny_sets: list[str]) -> tuple[Path, str]:
+    """A folder with a trained model in its store, and the model's label. `workplace` has the Prefect server."""
     folder = tmp_path_factory.mktemp("place")
     sets = [word for text in (*tiny_sets, "model.context_length=64") for word in ("--set", text)]
     done = _gptflow(Path(sys.executable), folder, "pretrain", "--preset", "smoke", "--json", *sets)
@@ -59,10 +59,12 @@ def place(tmp_path_factory: pytest.TempPathFactory, tiny_sets: list[str]) -> tup
 
 
 def _gptflow(python: Path, folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    from prefect.settings import PREFECT_API_URL
+
     env = {**os.environ, "PREFECT_HOME": str(folder / ".prefect"), "GPTFLOW_STORE": str(folder / "store")}
-    for name in ("PREFECT_API_URL", "MLFLOW_TRACKING_URI"):
-        env.pop(name, None)
-    env |= {"HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT)}
+    env.pop("MLFLOW_TRACKING_URI", None)
+    # A server of its own for each command would take most of the time.
+    env |= {"HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT), "PREFECT_API_URL": str(PREFECT_API_URL.value())}
     return subprocess.run([python, "-m", "flows", *words], cwd=folder, env=env, capture_output=True, text=True)
 
 
