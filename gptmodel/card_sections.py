@@ -81,10 +81,11 @@ def _source(corpus: Artifact) -> str:
 def _cleaning(summary: dict[str, Any]) -> str:
     dropped = [
         ("duplicates_dropped", "exact duplicates"),
-        ("near_duplicates_dropped", "near duplicates of validation"),
         ("empty_dropped", "empty"),
         ("null_dropped", "null"),
     ]
+    if summary.get("near_duplicates_dropped"):
+        dropped.append(("near_duplicates_dropped", "training documents that were near to a validation document"))
     counts = ", ".join(f"{summary.get(name, 0):,} {words}" for name, words in dropped)
     read, kept = summary.get("texts_read", 0), summary["documents"]
     return (
