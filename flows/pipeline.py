@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from prefect import flow
+from prefect.client.schemas.objects import State
+from prefect.states import Completed
 
-from gptmodel.artifacts import Artifact
+from flows.retrain import retrain
+from gptmodel.artifacts import Artifact, open_store
 from gptmodel.overrides import PipelineOverrides, given
 from gptmodel.presets import PresetName
 from gptmodel.settings import load_config
@@ -13,6 +16,7 @@ from tasks.evaluating import evaluate_model
 from tasks.holding import holding
 from tasks.importing import import_pretrained
 from tasks.preparing import fetch_corpus, tokenize_corpus
+from tasks.promoting import resolved
 from tasks.training import pretrain_model
 
 
@@ -21,8 +25,11 @@ def pipeline(
     preset: PresetName = "quickstart",
     overrides: PipelineOverrides | None = None,  # type: ignore[valid-type]
     wait: bool = False,
-) -> dict[str, Artifact]:
+) -> dict[str, Artifact] | State[dict[str, Artifact]]:
     """Fetch, look at the text, tokenize, pretrain and evaluate. What is already there is reused.
+
+    With retrain.active it first looks whether there is new data, and at the end whether the new model is better than
+    the champion: see docs/retraining.md.
 
     Args:
         preset: The settings to start from.
@@ -31,6 +38,10 @@ def pipeline(
     """
     config = load_config(preset, overrides=given(overrides))
     with holding():
+        if config.retrain.active:
+            found, said = retrain(config, wait)
+            return Completed(message=said, data=found)
+        config = resolved(open_store(), config)
         corpus = fetch_corpus(config.corpus, wait)
         check_corpus(corpus, config.data_gates, wait=wait)
         shards = tokenize_corpus(corpus, config.shards, wait)

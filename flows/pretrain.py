@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from prefect import flow
 
-from gptmodel.artifacts import Artifact
+from gptmodel.artifacts import Artifact, open_store
 from gptmodel.overrides import PipelineOverrides, given
 from gptmodel.presets import PresetName
 from gptmodel.settings import load_config
 from tasks.holding import holding
 from tasks.importing import import_pretrained
 from tasks.preparing import find_shards
+from tasks.promoting import resolved
 from tasks.training import pretrain_model
 
 
@@ -29,7 +30,7 @@ def pretrain(
         overrides: Single settings to change.
         wait: Wait for another run that trains the same, instead of refusing.
     """
-    config = load_config(preset, overrides=given(overrides))
+    config = resolved(open_store(), load_config(preset, overrides=given(overrides)))
     with holding():
         found = find_shards(shards, config, wait)
         init = import_pretrained(config.init_from, wait=wait) if config.init_from else None

@@ -206,7 +206,7 @@ def _take_results(store: Store, side: Side, artifact: Artifact, judged: Artifact
     for evaluation in sorted(evaluations, key=lambda e: str(e.provenance.get("finished", ""))):  # the newest last
         prefix = f"evaluation.{evaluation.summary.get('split', '?')}."
         side.results |= {f"{prefix}{name}": value for name, value in _figures(evaluation.summary).items()}
-        side.results[f"{prefix}shards"] = evaluation.request.inputs[-1].digest[:16]
+        side.results[f"{prefix}shards"] = evaluation.request.inputs[1].digest[:16]
     for made in evaluations_of(store, model.digest, "benchmark") if model.kind in MODELS else ():
         for row in made.summary["figures"]:
             side.results[f"benchmark.{asked_name(row, made.request.config)}.{row['metric']}"] = row["value"]

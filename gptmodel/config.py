@@ -36,6 +36,9 @@ class SourceConfig:
     """files: file names or glob patterns. http: URLs."""
     sha256: tuple[str, ...] = ()
     """http: the expected sha256 of each URL's bytes, in the same order."""
+    follow: bool = False
+    """http: take what each URL gives now, with no sha256 expected: what came is recorded by its hash, and is fetched
+    again only when the server's ETag or date says that it has changed."""
     format: Literal["auto", "text", "jsonl", "parquet"] = "auto"
     """files, http: how to read them; auto goes by the file's ending."""
     text_column: str = "text"
@@ -58,6 +61,7 @@ class SourceConfig:
     """http: seconds without a byte before the attempt is given up."""
 
     EXECUTION: ClassVar[frozenset[str]] = frozenset({"download_timeout", "allow_private_addresses"})
+    LATER: ClassVar[Mapping[str, Any]] = {"follow": False}
 
     def __post_init__(self) -> None:
         kind = self.kind
@@ -71,8 +75,13 @@ class SourceConfig:
                 ),
                 (kind in ("files", "http") and not self.paths, f"kind={kind} needs paths; give at least one"),
                 (
-                    kind == "http" and len(self.sha256) != len(self.paths),
-                    f"{len(self.paths)} URLs but {len(self.sha256)} sha256; give one for each URL",
+                    kind == "http" and not self.follow and len(self.sha256) != len(self.paths),
+                    f"{len(self.paths)} URLs but {len(self.sha256)} sha256; give one for each URL, or follow=true to "
+                    "take what is there",
+                ),
+                (
+                    self.follow and (kind != "http" or bool(self.sha256)),
+                    f"follow is for kind=http without sha256, and kind is {kind} with {len(self.sha256)} of them",
                 ),
                 (bool(bad_digests), f"sha256 {bad_digests[:1]} is not 64 lower-case hex digits"),
                 (
@@ -161,12 +170,24 @@ class ShardsConfig:
     workers: int = 0
     """Shards tokenized at the same time; 0 is one for each core. The bytes that come out do not depend on it."""
 
+    side: Literal["all", "training", "held-out"] = "all"
+    """training: only the corpus's training documents, of which `selection_fraction` become this one's validation;
+    held-out: only its validation documents. Retraining uses both."""
+    selection_fraction: float = 0.0
+    """side training: share of the documents to choose the best weights by, from a keyed hash of their ids."""
+
     EXECUTION: ClassVar[frozenset[str]] = frozenset({"workers"})
+    LATER: ClassVar[Mapping[str, Any]] = {"side": "all", "selection_fraction": 0.0}
 
     def __post_init__(self) -> None:
         _check(
             self,
             [
+                (
+                    not 0 <= self.selection_fraction < 1 or (self.selection_fraction > 0) != (self.side == "training"),
+                    f"selection_fraction is {self.selection_fraction} with side={self.side}; give a share such as 0.05 "
+                    "with side=training, and 0 with the others",
+                ),
                 (self.shard_bytes < 1_000, f"shard_bytes is {self.shard_bytes}; give at least 1000"),
                 (self.workers < 0, f"workers is {self.workers}; use 0 for one a core, or a positive number"),
             ],

@@ -81,6 +81,40 @@ def download(
         return target
 
 
+def download_if_changed(
+    url: str,
+    target: Path,
+    validators: dict[str, str],
+    *,
+    timeout: float,
+    allow_private: bool,
+    progress: Progress | None = None,
+) -> dict[str, str] | None:
+    """Fetch all of it into `target`; what the server says of this version (etag, last_modified) as far as it does.
+
+    None, and nothing fetched, if the server says that it still has the version of `validators`. Errors as above; a body
+    without a length may have been cut short, and is refused.
+    """
+    headers = {"Accept-Encoding": "identity"}
+    if "etag" in validators:
+        headers["If-None-Match"] = validators["etag"]
+    elif "last_modified" in validators:
+        headers["If-Modified-Since"] = validators["last_modified"]
+    with _open(url, headers, timeout, allow_private) as response:
+        if response.status_code == 304:
+            return None
+        length = response.headers.get("Content-Length", "")
+        total = int(length) if length.isdigit() else 0
+        require(total, target.parent, f"the download of {shown(url)}")
+        have = _receive(response, target, 0, total, shown(url), progress)
+        if not length and "chunked" not in response.headers.get("Transfer-Encoding", ""):
+            raise NetworkError(f"{shown(url)}: the server gave no length, so it may have been cut short")
+        if total and have != total:
+            raise NetworkError(f"{shown(url)}: {have:,} of {total:,} bytes came")
+        said = {"etag": response.headers.get("ETag", ""), "last_modified": response.headers.get("Last-Modified", "")}
+    return {name: value for name, value in said.items() if value}
+
+
 def shown(url: str) -> str:
     """The URL for people and manifests: without a user, a password or a query, which may hold a token."""
     try:
@@ -179,7 +213,10 @@ def _open(url: str, headers: dict[str, str], timeout: float, allow_private: bool
 
 def _check_status(response: httpx.Response, name: str) -> None:
     code = response.status_code
-    if code in (200, 206) or (code == 416 and "Range" in response.request.headers):
+    asked = response.request.headers
+    if code in (200, 206) or (code == 416 and "Range" in asked):
+        return
+    if code == 304 and ("If-None-Match" in asked or "If-Modified-Since" in asked):
         return
     message = f"{name}: the server answered {code} {response.reason_phrase}"
     if code in _WAIT_AND_SEE:

@@ -36,6 +36,7 @@ __all__ = ["Scores", "evaluate", "score_tokens"]
 
 log = logging.getLogger(__name__)
 KIND = "evaluation"
+ARRIVALS = "arrivals"
 RECIPE_VERSION = 2  # 1 had loss, perplexity and bits per byte, in windows that do not overlap, and each document's
 
 
@@ -45,29 +46,35 @@ def evaluate(
     shards: Artifact,
     config: EvaluateConfig,
     *,
+    since: Artifact | None = None,
     wait: bool = False,
     progress: Progress | None = None,
 ) -> tuple[Artifact, bool]:
     """Return (evaluation artifact, reused) of a checkpoint or imported weights on one split of the shards.
 
+    With `since`, other shards, only documents that those do not have are scored: the arrivals. Its `split` is then
+    called so in the summary.
+
     Files: `evaluation.json` (figures, their intervals, calibration), `documents.parquet`, `sources.parquet`,
     `units.parquet` (what the intervals were drawn from), `surprisal.json`, `samples.jsonl`, and `repetition.json`: how
     much the samples repeat themselves, each other, and the training text.
     """
-    request = Request(KIND, RECIPE_VERSION, recipe(config), (model.ref, shards.ref))
+    request = Request(KIND, RECIPE_VERSION, recipe(config), (model.ref, shards.ref, *([since.ref] if since else [])))
 
     def build(directory: Path) -> dict[str, Any]:
         from gptmodel.device import pick_device
         from gptmodel.weights import load_model
 
         gpt = load_model(model).to(pick_device("auto")).eval()
-        stream = _stream(gpt, shards, config)
+        stream = _stream(gpt, shards, config, since)
         scores = score_tokens(gpt, stream, config, progress)
         came_from = origins(store, shards, config.split)
         documents = document_table(scores, stream, came_from)
         pq.write_table(documents, directory / "documents.parquet")
         pq.write_table(source_table(documents, config), directory / "sources.parquet")
-        unigram_nats = unigram_losses(open_split(shards, "train"))[scores.targets]
+        # Held-out shards have no training text of their own: the model's is counted.
+        counted = shards if shards.summary["train_tokens"] else trained_on(store, model, shards) or shards
+        unigram_nats = unigram_losses(open_split(counted, "train"))[scores.targets]
         units = units_of(scores, stream.documents(), unigram_nats, config.calibration_bins)
         save_units(units, directory / UNITS)
         told = {**figures(units, config), "stride": stride_of(config, gpt.config.context_length)}
@@ -81,23 +88,34 @@ def evaluate(
         lines = [json.dumps(sample, ensure_ascii=False) + "\n" for sample in samples]
         write_atomic(directory / "samples.jsonl", "".join(lines))
         write_atomic(directory / "repetition.json", json.dumps(judged, indent=2) + "\n")
-        return {**told, **judged, "split": config.split, "samples": samples[:8]}
+        return {**told, **judged, "split": ARRIVALS if since else config.split, "samples": samples[:8]}
 
     needed = evaluation_bytes(shards.summary[f"{config.split}_documents"])
     artifact, reused = store.produce(request, build, wait=wait, needed=needed)
     return artifact.verify(), reused  # no later step reads it, so it would be reused damaged
 
 
-def _stream(model: GPT, shards: Artifact, config: EvaluateConfig) -> TokenStream:
+def _stream(model: GPT, shards: Artifact, config: EvaluateConfig, since: Artifact | None) -> TokenStream:
     stream = open_split(shards, config.split)
+    if since is not None:
+        stream = stream.picked(arrived(shards, since, config.split))
     if stream.n_tokens < 2:
-        raise DataError(f"the {config.split} split of {shards.label} has {stream.n_tokens} tokens; nothing to score")
+        new = f" that is not in {since.label}" if since else ""
+        raise DataError(
+            f"the {config.split} split of {shards.label}{new} has {stream.n_tokens} tokens; nothing to score"
+        )
     if (needed := shards.summary["tokenizer"]["vocab_size"]) > model.config.vocab_size:
         raise ConfigError(
             f"{shards.label} has ids up to {needed - 1:,} and the model knows {model.config.vocab_size:,} tokens; "
             "evaluate it on shards of its own vocabulary"
         )
     return stream
+
+
+def arrived(shards: Artifact, since: Artifact, split: str = "validation") -> set[str]:
+    """Ids of the documents of a split that other shards do not have in it."""
+    new, old = (set(open_split(each, split, check=False).documents().ids) for each in (shards, since))
+    return new - old
 
 
 def figures(units: Units, config: EvaluateConfig) -> dict[str, Any]:

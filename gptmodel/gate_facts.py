@@ -12,7 +12,6 @@ import pyarrow.parquet as pq
 
 from gptmodel.artifacts import Artifact, Store, canonical
 from gptmodel.config import recipe
-from gptmodel.errors import ArtifactError
 from gptmodel.gate import Pair, Scored
 from gptmodel.judging.report_facts import newest_ratings
 from gptmodel.rating.gate import judge, parse_requirement
@@ -82,12 +81,3 @@ def question(
         "ratings": ratings.digest if ratings else "",
     }
     return hashlib.sha256(canonical(told).encode()).hexdigest()
-
-
-def refuse_leak(corpus_train: set[str], frozen: set[str], label: str) -> None:
-    """ArtifactError if a held-out document is to be trained on: nothing that the gate says would mean anything."""
-    if leaked := sorted(corpus_train & frozen):
-        raise ArtifactError(
-            f"{len(leaked):,} documents of the frozen validation set are in the training text of {label}, such as "
-            f"{leaked[0]}; corpus.split_key, validation_fraction and the cuts must stay as they were when it was frozen"
-        )

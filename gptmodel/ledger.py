@@ -183,7 +183,8 @@ class Ledger:
             at=datetime.now(UTC).isoformat(timespec="seconds"),
             before=last.hash if last else "",
         )
-        return Entry(**{**entry.__dict__, "hash": entry.own_hash()})
+        sealed = {**entry.__dict__, "hash": entry.own_hash()}
+        return Entry(**{**sealed, "facts": json.loads(json.dumps(draft.facts))})  # as a reader will have them
 
     def _parse(self, number: int, line: str, last: Entry | None) -> Entry:
         wrong = "is not what was written there"

@@ -108,9 +108,9 @@ class RetrainConfig:
     """Whether `pipeline` retrains: looks for new data first, holds documents out, and ends with the gate."""
     when: Literal["new-data", "always"] = "new-data"
     """new-data: end at once where the source holds what the champion, or the last challenger, was trained on."""
-    held_out_fraction: float = 0.15
-    """Share of documents that no model of this name is trained or selected on, by a keyed hash of the text. Those that
-    are there in the first night are the frozen validation set; those that come later are the arrivals."""
+    selection_fraction: float = 0.05
+    """Share of the training documents that stop a training early and choose its best weights. The validation documents
+    of the corpus are held out from that too: no model of this name is trained or selected on them."""
     gate: GateConfig = GateConfig()
     """What makes the alias move."""
     keep_versions: int = 30
@@ -121,8 +121,8 @@ class RetrainConfig:
             self,
             [
                 (
-                    not 0 < self.held_out_fraction < 1,
-                    f"held_out_fraction is {self.held_out_fraction}; give a share between 0 and 1, such as 0.15",
+                    not 0 < self.selection_fraction < 1,
+                    f"selection_fraction is {self.selection_fraction}; give a share between 0 and 1, such as 0.05",
                 ),
                 (self.keep_versions < 0, f"keep_versions is {self.keep_versions}; use 0 for all, or a positive number"),
             ],

@@ -21,10 +21,10 @@ import pyarrow as pa
 
 from gptmodel.artifacts import SCRATCH, Artifact, Request, Store, fsync_path, sha256_file, write_atomic
 from gptmodel.config import ShardsConfig, recipe
-from gptmodel.corpus import iter_documents
 from gptmodel.errors import ArtifactError, DataError
 from gptmodel.known_tokens import KnownTokens, find_known
 from gptmodel.shardplan import SPLITS, Part, ShardPlan, plan_shards
+from gptmodel.sides import documents_of
 from gptmodel.space import shards_bytes
 from gptmodel.tokenizer import Tokenizer, Tokens, gpt2
 from gptmodel.tokenstream import DocumentIndex, TokenStream, open_split
@@ -46,7 +46,9 @@ def shards_request(corpus: Artifact, config: ShardsConfig) -> Request:
 def build_shards(
     store: Store, corpus: Artifact, config: ShardsConfig, *, wait: bool = False, progress: Progress | None = None
 ) -> tuple[Artifact, bool]:
-    """(shards artifact, reused). After a crash, shards that were finished are kept and not made again.
+    """(shards artifact, reused) of all documents, or of one side of the corpus.
+
+    After a crash, shards that were finished are kept and not made again.
 
     Documents that earlier shards of the store hold are not tokenized again: see `known_tokens`. The files are the same
     to the byte either way.
@@ -60,7 +62,7 @@ def build_shards(
     asked = shards_request(corpus, config)
 
     def build(directory: Path) -> dict[str, Any]:
-        plans = plan_shards(iter_documents(corpus), config.shard_bytes)
+        plans = plan_shards(documents_of(corpus, config), config.shard_bytes)
         known = find_known(store, corpus, asked, gpt2(), shard_schema(gpt2()))
         with using(store.root, known.labels) if known.labels else nullcontext():
             done = _make_all(plans, directory, known, config.workers or _cores(), _total_bytes(corpus), progress)

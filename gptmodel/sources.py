@@ -26,6 +26,7 @@ from gptmodel.artifacts import Ref, canonical, sha256_file
 from gptmodel.config import SourceConfig, recipe
 from gptmodel.download import content_digest, download, shown
 from gptmodel.errors import ConfigError, DataError
+from gptmodel.following import newest, newest_here
 from gptmodel.hub import hub_documents, local_files, pin_revision
 from gptmodel.space import corpus_bytes
 
@@ -142,6 +143,8 @@ def find_files(config: SourceConfig, cache: Path) -> list[tuple[str, Path]]:
         return _embedded(config)
     if config.kind == "http":
         names = [_name_of(url) for url in config.paths]
+        if config.follow:
+            return newest_here(config.paths, cache)
         found = [(name, cache / digest / name) for name, digest in zip(names, config.sha256, strict=True)]
         return [(name, path) for name, path in found if path.is_file()]
     return _local(config)
@@ -211,6 +214,12 @@ def _local(config: SourceConfig) -> list[tuple[str, Path]]:
 
 def _downloads(config: SourceConfig, cache: Path, progress: Progress | None) -> list[SourceFile]:
     files = []
+    if config.follow:
+        for url in config.paths:
+            how = {"timeout": config.download_timeout, "allow_private": config.allow_private_addresses}
+            path, digest = newest(url, cache, _name_of(url), **how, progress=progress)  # type: ignore[arg-type]
+            files.append(SourceFile(path.name, path, digest, _stat(path)))
+        return files
     for url, digest in zip(config.paths, config.sha256, strict=True):
         name = _name_of(url)
         path = download(

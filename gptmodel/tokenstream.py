@@ -76,6 +76,17 @@ class TokenStream:
             parts.append(self._shards[i].tokens[max(start - offset, 0) : stop - offset])
         return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
+    def picked(self, ids: set[str]) -> TokenStream:
+        """A stream of these documents alone, copied; in the order in which they stand here."""
+        index, found = self.documents(), []
+        for name, start, n_tokens in zip(index.ids, index.starts.tolist(), index.n_tokens.tolist(), strict=True):
+            if name in ids:
+                values = self.slice(start, start + n_tokens)
+                tokens = pa.LargeListArray.from_arrays(pa.array([0, n_tokens], pa.int64()), pa.array(values))
+                columns = [pa.array([name], pa.string()), pa.array([0], pa.int32()), tokens]
+                found.append(Shard(pa.record_batch(columns, ["document", "part", "tokens"]), np.array(values)))
+        return TokenStream(found)
+
     def documents(self) -> DocumentIndex:
         """Where each document stands in the stream; parts of one that goes over several shards are joined."""
         ids: list[str] = []

@@ -23,13 +23,15 @@ _MOST_SOURCES = 50
 
 @task(name="evaluate", task_run_name="evaluate {model.label} on {config.split}", **STEP)
 @with_events
-def evaluate_model(model: Artifact, shards: Artifact, config: EvaluateConfig, wait: bool = False) -> Artifact:
-    """Score every token of a split, and write samples with each decoding."""
+def evaluate_model(
+    model: Artifact, shards: Artifact, config: EvaluateConfig, wait: bool = False, since: Artifact | None = None
+) -> Artifact:
+    """Score every token of a split, or of what is not in `since`, and write samples with each decoding."""
     from tasks.syncing import settle, sync_evaluation
 
     store = open_store()
     with progress("evaluating") as update:
-        artifact, reused = evaluate(store, model, shards, config, wait=wait, progress=update)
+        artifact, reused = evaluate(store, model, shards, config, since=since, wait=wait, progress=update)
     settle(lambda: sync_evaluation(store, artifact), artifact.label)
     figures = figures_of(artifact, *TOLD)
     show_table("evaluation", _rows(artifact), f"{model.label} on {shards.label}: {resampled_words(artifact.summary)}")

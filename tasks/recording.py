@@ -140,7 +140,7 @@ def record_evaluation(run: Run, evaluation: Artifact, shards: Artifact) -> None:
     run_id, split = run.info.run_id, evaluation.summary["split"]
     if run.data.tags.get(evaluation_tag(evaluation)) == evaluation.digest:
         return
-    dataset = evaluation_dataset(shards, split)
+    dataset = evaluation_dataset(shards, str(evaluation.request.config["split"]))
     client().log_inputs(run_id, datasets=[dataset_input(dataset)])
     models = run.outputs.model_outputs if run.outputs else []
     # The time of the evaluation itself, so that a repeated call is known by its points.

@@ -30,9 +30,12 @@ def origins(store: Store, shards: Artifact, split: str) -> dict[str, str]:
     try:
         corpus = store.input_of(shards, "corpus")
         names = corpus.names(suffix=".parquet", prefix="documents-")
+        # Shards of one side have documents of another split than the corpus has them in.
+        sided = shards.request.config.get("side", "all") != "all"
+        picked = None if sided else [("split", "=", split)]
         found: dict[str, str] = {}
         for name in names:
-            table = pq.read_table(corpus.file(name), columns=["id", "source"], filters=[("split", "=", split)])
+            table = pq.read_table(corpus.file(name), columns=["id", "source"], filters=picked)
             found |= zip(table.column("id").to_pylist(), table.column("source").to_pylist(), strict=True)
         return found
     except ArtifactError as error:
