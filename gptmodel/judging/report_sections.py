@@ -11,6 +11,7 @@ from typing import Any
 from gptmodel.artifacts import Artifact
 from gptmodel.judging.line_chart import Line, line_chart
 from gptmodel.judging.report_facts import ReportFacts, Row
+from gptmodel.judging.units import counted_units
 from gptmodel.lineage_text import plain
 from gptmodel.markdown_text import counted, number, short
 from gptmodel.rating.results import comments_of, preferences_of
@@ -29,7 +30,7 @@ FIGURES = {
     "bits_per_char": ("bits per character", "comparable across tokenizers"),
     "accuracy": ("first guess right", "share of tokens"),
     "accuracy_at_5": ("among its first five guesses", "share of tokens"),
-    "calibration_error": ("calibration error", "how far its sureness is from how often it is right"),
+    "calibration_error": ("calibration error", "how far its sureness is from how often it is right; too high near 0"),
     "unigram_loss": ("baseline: cross-entropy of guessing by frequency", "nats per token"),
     "unigram_perplexity": ("baseline: perplexity of guessing by frequency", "tokens"),
 }
@@ -61,10 +62,10 @@ def figures(facts: ReportFacts) -> str:
         rows.append([title, _figure(name, summary[name]), _interval(name, intervals.get(name)), unit])
     said = ""
     if intervals:
+        units = counted_units(drawn.get("units", 0), drawn.get("unit", "document"))
         said = (
             f"<p>Intervals hold the true figure with {drawn.get('confidence', 0.95):.0%} confidence: a bootstrap over "
-            f"{drawn.get('units', 0):,} units ({_text(drawn.get('unit', 'document'))}), {drawn.get('resamples', 0):,} "
-            "times drawn anew.</p>\n"
+            f"{_text(units)}, {drawn.get('resamples', 0):,} times drawn anew.</p>\n"
         )
     else:
         rows = [[title, value, unit] for title, value, _, unit in rows]
@@ -89,10 +90,10 @@ def champion(facts: ReportFacts) -> str:
     ]
     head = ["", "this model", "champion", "difference", "interval", "better in"]
     return (
-        f"<p>{_text(facts.champion_name)} is the champion, and was judged on the same {found.units:,} units "
-        f"({_text(found.unit)}). They were drawn anew {found.resamples:,} times, the same ones for both: an interval "
-        f"of the difference ({found.confidence:.0%}) that does not hold 0 says that one is better on such text; "
-        "the last column is the share of the draws in which this model is.</p>\n"
+        f"<p>{_text(facts.champion_name)} is the champion, and was judged on the same "
+        f"{_text(counted_units(found.units, found.unit))}. They were drawn anew {found.resamples:,} times, the same "
+        f"ones for both: an interval of the difference ({found.confidence:.0%}) that does not hold 0 says that one is "
+        "better on such text; the last column is the share of the draws in which this model is.</p>\n"
         f"{_table(head, rows, numeric={1, 2, 3, 4, 5})}"
     )
 

@@ -136,9 +136,15 @@ def resampled_words(summary: dict[str, Any]) -> str:
     if not told.get("resamples") or told["units"] < 2:
         return "without intervals"
     return (
-        f"{told['confidence']:.0%} intervals from {told['resamples']:,} draws of {told['units']:,} units "
-        f"({told['unit']}), worth {told['effective_units']:.1f} of equal length"
+        f"{told['confidence']:.0%} intervals from {told['resamples']:,} draws of "
+        f"{counted_units(told['units'], told['unit'])}, worth {told['effective_units']:.1f} of equal length"
     )
+
+
+def counted_units(n: int, unit: str) -> str:
+    """Such as `35 documents` or `16 blocks of 64 tokens`."""
+    first, _, rest = unit.partition(" ")
+    return f"{n:,} {first}{'' if n == 1 else 's'} {rest}".rstrip()
 
 
 def save_units(units: Units, path: Path) -> None:

@@ -39,6 +39,11 @@ def test_bleu_by_hand() -> None:
     # 4 of 5, 2 of 4, 1 of 3, and half of one of 2; as long as the reference
     assert bleu([1, 2, 3, 9, 5], [[1, 2, 3, 4, 5]]) == pytest.approx((4 / 5 * 2 / 4 * 1 / 3 * 0.5 / 2) ** 0.25)
     assert bleu([1, 2, 3, 4], [[1, 2, 3, 4, 5, 6], [9] * 20]) == pytest.approx(math.exp(1 - 6 / 4))
+    assert bleu([1, 2, 3, 4], [[1, 2, 3], [1, 2, 3, 4, 5]]) == pytest.approx(1.0), "of two as close the shorter"
+    # a word counts as often as the one reference has it that has it most: 1 of 2, and half of one of 1
+    assert bleu([1, 1], [[1, 2], [1, 3]]) == pytest.approx((1 / 2 * 0.5) ** 0.5)
+    # each order without a match counts half as much as the one before it
+    assert bleu([1, 9, 2, 8], [[1, 2, 3, 4]]) == pytest.approx((2 / 4 * 0.5 / 3 * 0.25 / 2 * 0.125) ** 0.25)
 
 
 def test_self_bleu_tells_the_same_from_the_different() -> None:

@@ -25,7 +25,7 @@ from gptmodel.judging.bootstrap import effective_units, interval, resampled
 from gptmodel.judging.comparison import compare, compare_evaluations
 from gptmodel.judging.scoring import Scores
 from gptmodel.judging.tables import source_table
-from gptmodel.judging.units import UNITS, Units, calibration_bins, load_units, save_units, units_of
+from gptmodel.judging.units import UNITS, Units, calibration_bins, load_units, resampled_words, save_units, units_of
 from gptmodel.model import GPT
 from gptmodel.tokenizer import gpt2
 from gptmodel.tokenstream import DocumentIndex
@@ -69,6 +69,13 @@ def test_figures_by_hand() -> None:
     )
 
 
+def test_a_token_belongs_to_the_document_that_it_stands_in() -> None:
+    units = units_of(scores_of([1.0, 2.0, 4.0, 8.0, 16.0], [1] * 5, [0.5] * 5), index_of(2, 3, 1), np.ones(5), 5)
+    assert units.ids == ["d0", "d1", "d2"]
+    assert units.columns["nats"].tolist() == [1.0, 14.0, 16.0], "the first token of the stream is not predicted"
+    assert units.columns["n_tokens"].tolist() == [1, 3, 1]
+
+
 def test_the_calibration_error_by_hand() -> None:
     # 0.5 belongs to (0.25, 0.5], 1.0 to the last bin, and rounding may take a probability past 1
     sure, right = [0.1, 0.3, 0.5, 0.9, 1.0, 1.0000001], [1, 0, 1, 1, 1, 0]
@@ -94,6 +101,7 @@ def test_the_only_document_is_cut_into_blocks() -> None:
     assert told["resampling"]["unit"] == "block of 64 tokens"
     assert told["intervals"]["loss"][0] < told["loss"] < told["intervals"]["loss"][1]
     assert figures(units, EvaluateConfig(resamples=0))["intervals"] == {}
+    assert ", 2,000 draws of 16 blocks of 64 tokens, worth" in f", {resampled_words(told).partition(' from ')[2]}"
     short = units_of(scores_of([1.0], [1], [0.5]), index_of(2), np.ones(1), 5)
     assert figures(short, EvaluateConfig())["intervals"] == {}, "of one unit nothing can be drawn"
 
@@ -177,8 +185,9 @@ def judge(tmp_path: Path) -> Judge:
         hard = np.random.default_rng(2).normal(4.0, 0.8, len(sizes))
         nats = sizes * (hard + own + noise * np.random.default_rng(3 + seed).normal(size=len(sizes)))
         ones = dict.fromkeys(("n_chars", "plain_nats", "unigram_nats", "correct", "correct_at_5"), sizes / 2)
+        ones["correct"] = sizes * config.pop("right", 0.5)
         bins = {name: np.stack([sizes, sizes], 1) for name in ("bin_tokens", "bin_probability", "bin_correct")}
-        first = config.pop("first", False)
+        first, retokenized = config.pop("first", False), config.pop("retokenized", 0)
 
         def build(directory: Path) -> dict[str, Any]:
             ids = [f"d{n}" for n in range(len(sizes))]
@@ -188,7 +197,7 @@ def judge(tmp_path: Path) -> Judge:
                     pa.table({**columns, "nats": nats, "loss": nats / sizes}), directory / "documents.parquet"
                 )
             else:
-                columns = {"n_tokens": sizes, "n_bytes": sizes * 4, "nats": nats}
+                columns = {"n_tokens": sizes + retokenized, "n_bytes": sizes * 4, "nats": nats}
                 order = (
                     "n_tokens",
                     "n_bytes",
@@ -224,6 +233,9 @@ def test_pairing_sees_what_two_intervals_beside_each_other_do_not(judge: Judge) 
     assert loss.high - loss.low < (alone[0][1] - alone[0][0]) / 5
     assert (found.unit, found.units, found.resamples) == ("document", 40, 2000)
     assert found == compare_evaluations(old, new), "the same seed gives the same"
+    surer = compare_evaluations(old, new, confidence=0.5).of("loss")
+    assert loss.low < surer.low < surer.difference < surer.high < loss.high
+    assert surer.difference == loss.difference
     back = compare_evaluations(new, old).of("loss")
     assert (back.difference, back.p_better) == pytest.approx((-loss.difference, 1 - loss.p_better))
 
@@ -243,11 +255,24 @@ def test_a_model_is_no_better_than_itself_and_noise_is_told_apart_from_gain(judg
         ({"stride": 8}, r"evaluate.stride was 0 and 8"),
         ({"max_tokens": 50}, r"evaluate.max_tokens was 0 and 50"),
         ({"documents": 39}, r"they scored other tokens of the documents"),
+        ({"retokenized": 1}, r"they scored other tokens of the documents"),
     ],
 )
 def test_what_was_not_judged_on_the_same_text_is_not_compared(judge: Judge, other: dict[str, Any], said: str) -> None:
     with pytest.raises(ConfigError, match=said):
         compare_evaluations(judge(0.0), judge(0.1, **other))
+
+
+def test_of_one_document_nothing_is_drawn(judge: Judge) -> None:
+    with pytest.raises(ConfigError, match="has one document only, of which nothing can be drawn"):
+        compare_evaluations(judge(0.0, documents=1), judge(0.1, documents=1))
+
+
+def test_more_right_guesses_are_better_and_a_higher_loss_is_worse(judge: Judge) -> None:
+    found = compare_evaluations(judge(0.0), judge(0.5, seed=1, right=0.75))
+    assert found.of("accuracy").difference == pytest.approx(0.25)
+    assert (found.of("accuracy").p_better, found.of("loss").p_better) == (1.0, 0.0)
+    assert found.of("accuracy_at_5").p_better == 0.5, "the same"
 
 
 def test_evaluations_of_recipe_1_are_compared_by_what_they_have(judge: Judge) -> None:
@@ -287,10 +312,15 @@ def test_an_evaluation_and_its_comparison_from_end_to_end(
     compared, reused = compare(store, made[0], made[1], config)
     assert not reused
     assert compare(store, made[0], made[1], config)[1]
+    drawn_anew, reused = compare(store, made[0], made[1], replace(config, bootstrap_seed=1, confidence=0.9))
+    assert not reused
+    assert (drawn_anew.summary["seed"], drawn_anew.summary["confidence"]) == (1, 0.9)
+    assert drawn_anew.summary["differences"] != compared.summary["differences"]
     loss = compared.summary["differences"][0]
     assert (loss["name"], loss["champion"]) == ("loss", pytest.approx(told["loss"]))
     assert compared.summary["champion"] == made[0].request.inputs[0].label
     show({"evaluation": made[0], "comparison": compared})
+    assert f"draws of {len(documents['source'])} documents, worth" in resampled_words(made[0].summary)
     shown = capsys.readouterr().out
     for name in ("accuracy at 5", "bits per char", "calibration error", "unigram loss", "stride"):
         assert re.search(rf"^ +{name} +\d", shown, re.MULTILINE), name

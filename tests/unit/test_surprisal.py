@@ -66,6 +66,35 @@ def test_each_token_is_scored_once_from_the_end_token_on_and_in_windows_that_ove
     assert figures.bits_per_byte == pytest.approx(sum(found.nats) / math.log(2) / 76)
 
 
+def test_what_the_model_would_write_itself_is_its_first_guess() -> None:
+    loud = GPT(ModelConfig(n_layer=1, n_head=2, n_embd=16, context_length=8), seed=3).eval()
+    with torch.no_grad():
+        loud.wte.weight.mul_(20)  # no two logits are next to each other then
+        written = [50_256]
+        while len(written) < 8:
+            written.append(int(loud(torch.tensor([written]))[0, -1].argmax()))
+    found = read_tokens(loud, written[1:])
+    assert found.ranks == [1] * 7
+    assert [row[0][0] for row in found.candidates] == written[1:]
+    other = read_tokens(loud, [*written[1:7], found.candidates[6][1][0]])
+    assert other.ranks == [1] * 6 + [2]
+    assert other.figures.accuracy == pytest.approx(6 / 7)
+
+
+def test_ids_of_a_padded_table_are_no_candidates() -> None:
+    padded = GPT(ModelConfig(n_layer=1, n_head=1, n_embd=8, context_length=8, vocab_size=50_304), seed=1).eval()
+    with torch.no_grad():
+        padded.wte.weight[50_257:] *= 100  # some of them are then likelier than any token
+        logits = padded(torch.tensor([[50_256]]))[0, -1]
+        assert int(logits.argmax()) >= 50_257
+    found = read_tokens(padded, [int(logits[:50_257].argmax())])
+    assert found.ranks == [1]
+    assert found.candidates[0][0][0] == found.tokens[0]
+    assert max(token for token, _ in found.candidates[0]) < 50_257
+    share = float(logits.double().softmax(-1)[found.tokens[0]])
+    assert found.candidates[0][0][1] == pytest.approx(share, rel=1e-3), "what they hold is lost all the same"
+
+
 def test_documents_are_the_same_for_every_model_and_cut_at_characters(model: GPT) -> None:
     smile = gpt2().encode("well 😀").tolist()
     stream = stream_of([5, 50_256], *([n, n + 1, 50_256] for n in range(9)), [*smile, 50_256])
