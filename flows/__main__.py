@@ -28,6 +28,7 @@ from flows.overlap_command import overlap
 from flows.plan_command import plan
 from flows.rate_commands import rate
 from flows.report_command import report
+from flows.signal_commands import data_arrived
 from flows.store_commands import store, verify
 from flows.surprise_command import surprise
 from flows.trace_command import trace
@@ -186,6 +187,7 @@ def generate(prompt: tuple[str, ...], model: str, samples: int, as_json: bool, *
 cli.add_command(benchmark)
 cli.add_command(check_data)
 cli.add_command(champions)
+cli.add_command(data_arrived)
 cli.add_command(diff)
 cli.add_command(doctor)
 cli.add_command(export)

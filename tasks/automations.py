@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 from tasks.processes import ServiceError, ask
@@ -113,9 +113,16 @@ def install(api: str, say: Callable[[str], None]) -> None:
 
     One that a person has changed or switched off since stays so. ServiceError where the server refuses one.
     """
-    there = {found["name"]: found for found in ask(f"{api}/automations/filter", {"limit": 200}) or []}
-    for wanted in AUTOMATIONS:
-        version = "gptflow-" + hashlib.sha256(json.dumps(wanted, sort_keys=True).encode()).hexdigest()[:12]
+    bring_up_to_date(api, say, AUTOMATIONS, "Automation")
+
+
+def bring_up_to_date(
+    api: str, say: Callable[[str], None], automations: Sequence[dict[str, Any]], title: str, mark: str = ""
+) -> None:
+    """Install those that are missing, and renew those whose definition, or `mark`, is not that of the server's."""
+    there = _there(api)
+    for wanted in automations:
+        version = _version(wanted, mark)
         found = there.get(wanted["name"])
         if found and version in found["tags"]:
             continue
@@ -123,4 +130,20 @@ def install(api: str, say: Callable[[str], None]) -> None:
         where, method = (f"{api}/automations/{found['id']}", "PUT") if found else (f"{api}/automations/", "POST")
         if ask(where, body, method) is None:
             raise ServiceError(f"the Prefect server refused the automation {wanted['name']!r}")
-        say(f"{'Automation':<15} {'renewed' if found else 'installed'}: {wanted['name'].partition(': ')[2]}")
+        say(f"{title:<15} {'renewed' if found else 'installed'}: {wanted['name'].partition(': ')[2]}")
+
+
+def remove(api: str, prefix: str, keep: Collection[str]) -> int:
+    """Remove automations whose names begin so, but for those to keep; how many there were."""
+    gone = [found for name, found in _there(api).items() if name.startswith(prefix) and name not in keep]
+    for found in gone:
+        ask(f"{api}/automations/{found['id']}", method="DELETE")
+    return len(gone)
+
+
+def _there(api: str) -> dict[str, dict[str, Any]]:
+    return {found["name"]: found for found in ask(f"{api}/automations/filter", {"limit": 200}) or []}
+
+
+def _version(wanted: dict[str, Any], mark: str) -> str:
+    return "gptflow-" + hashlib.sha256((json.dumps(wanted, sort_keys=True) + mark).encode()).hexdigest()[:12]

@@ -124,7 +124,7 @@ def _terminate(processes: list[psutil.Process], seconds: float) -> list[psutil.P
     return psutil.wait_procs(processes, seconds)[1]
 
 
-def ask(url: str, body: dict[str, Any] | None = None, method: str = "") -> Any:
+def ask(url: str, body: dict[str, Any] | list[Any] | None = None, method: str = "") -> Any:
     """GET, or POST (or `method`) of a JSON body, on this machine; the JSON or text that comes back; None if no 2xx.
 
     Sends the password that PREFECT_API_AUTH_STRING (`user:secret`) has for Prefect's server, where it is set.

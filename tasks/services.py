@@ -25,6 +25,7 @@ from gptmodel.errors import ConfigError, GptflowError
 from gptmodel.locks import exclusive
 from tasks.automations import SETTINGS, install
 from tasks.deployments import register
+from tasks.notifying import addresses, tell
 from tasks.processes import Record, ServiceError, ask, port_taken, read, start, stop
 
 HOST = "127.0.0.1"
@@ -110,6 +111,7 @@ def up(folder: Path, say: Say = print) -> None:
     if not (folder / "prefect.yaml").is_file():
         raise ConfigError(f"no prefect.yaml in {folder}; run this in the project folder")
     (folder / ".run").mkdir(exist_ok=True)
+    addresses(folder)  # a wrong one is said before anything is started
     with _alone(folder):
         prefect, mlflow, worker = _services(folder, os.environ.get("PREFECT_PORT"), os.environ.get("MLFLOW_PORT"))
         fresh = [service for service in (prefect, mlflow) if not service.healthy]
@@ -132,6 +134,7 @@ def up(folder: Path, say: Say = print) -> None:
         env = _child_environment(folder, prefect, mlflow)
         register(folder, f"{prefect.url}/api", env, folder / ".run" / "deploy.log", say)
         install(f"{prefect.url}/api", say)
+        tell(folder, f"{prefect.url}/api", say)
         _await(worker, say, fresh=restart)
     say(f"\nPrefect  {prefect.url}\nMLflow   {mlflow.url}\n")
     say("Run the pipeline:  .venv/bin/prefect deployment run 'pipeline/quickstart' --watch")

@@ -5,9 +5,12 @@ Every event has a `message`, one line for people, beside its own facts. They are
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from typing import Any
+from uuid import uuid4
 
-from prefect.events import emit_event
+from gptmodel.errors import GptflowError
+from tasks.processes import ask
 
 GATE_PASSED = "gptflow.gate.passed"
 """A challenger was found better, and promoted."""
@@ -25,5 +28,30 @@ def announce(event: str, about: str, message: str, **facts: Any) -> None:
     It is sent beside the work: a server that does not answer stops nothing, and then nobody is told. `facts` must be
     values that JSON has.
     """
+    from prefect.events import emit_event  # seconds, which `make up` need not wait for to read the names
+
     resource = {"prefect.resource.id": f"gptflow.{about.replace('/', '.')}", "prefect.resource.name": about}
     emit_event(event, resource, payload={"message": message, **facts})
+
+
+def data_arrived(api: str, name: str, message: str) -> list[str]:
+    """Say that data came, and wait until the server has it; the automations that start a deployment on it.
+
+    GptflowError if the server does not answer, or if nothing would start.
+    """
+    found = ask(f"{api}/automations/filter", {"limit": 200})
+    if found is None:
+        raise GptflowError(f"the Prefect server at {api} does not answer; start it: make up")
+    listening = [each["name"] for each in found if each["enabled"] and _starts_on(each, DATA_ARRIVED)]
+    if not listening:
+        raise GptflowError(f"no deployment starts on {DATA_ARRIVED}; `make up` registers nightly-retrain, which does")
+    resource = {"prefect.resource.id": f"gptflow.data.{name}", "prefect.resource.name": name}
+    event = {"id": str(uuid4()), "occurred": datetime.now(UTC).isoformat(), "event": DATA_ARRIVED}
+    if ask(f"{api}/events", [{**event, "resource": resource, "payload": {"message": message}}]) is None:
+        raise GptflowError(f"the Prefect server at {api} did not take the event; try again")
+    return listening
+
+
+def _starts_on(automation: dict[str, Any], event: str) -> bool:
+    starts = any(action["type"] == "run-deployment" for action in automation["actions"])
+    return starts and event in automation["trigger"].get("expect", ())

@@ -234,6 +234,8 @@ def test_the_gate_tells_too_few_ratings_from_bad_ones(store, found, pairs):
     publish(store, found, points(found, 1, 4, 2))
     few = decide(store, model, wanted)
     assert (few.outcome, few.raters, few.n_ratings) == ("not enough ratings", 1, PROMPTS)
+    one = decide(store, model, PeopleGate(least_raters=2, least_ratings=PROMPTS))
+    assert (one.outcome, one.why) == ("not enough ratings", "6 ratings by 1 raters who read; 6 by 2 are needed")
     both = [*points(found, 1, 4, 2), *points(found, 2, 4, 2)]
     publish(store, found, both)
     good, bad = decide(store, model, wanted), decide(store, rival, wanted)

@@ -20,6 +20,8 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         patch.setenv("PREFECT_HOME", str(folder / ".prefect"))
         patch.setenv("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
         patch.setenv("DO_NOT_TRACK", "1")
+        # As `make up` does: on a busy machine events are dropped that find the database locked.
+        patch.setenv("PREFECT_SERVER_DATABASE_CONNECTION_TIMEOUT", "60")
         patch.setenv("MLFLOW_DISABLE_TELEMETRY", "true")
         patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{folder / 'mlflow.db'}")
         patch.setenv("GPTFLOW_STORE", str(folder / "store"))

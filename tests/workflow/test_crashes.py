@@ -7,27 +7,25 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
+import yaml
 
 from gptmodel.metrics_log import read_lines
 from tasks import automations
 from tasks.automations import HEARTBEAT_SECONDS, RESTARTS, install
 from tasks.processes import ask
+from tests.project import REPOSITORY, Project, opened, until
 
-REPOSITORY = Path(__file__).resolve().parents[2]
 FLOW = """
 import os, time
 from pathlib import Path
@@ -60,87 +58,27 @@ DEPLOYMENTS = """
 deployments:
 - {name: once, entrypoint: patient_flow.patient, tags: [gptflow], work_pool: {name: local}}
 - {name: waits, entrypoint: patient_flow.looking, tags: [gptflow, awaits-people], work_pool: {name: local}}
+- name: told
+  entrypoint: patient_flow.patient
+  parameters: {enough: patient_flow.py}
+  triggers: [TRIGGER]
+  work_pool: {name: local}
 - {name: tiny, entrypoint: flows.pretrain.pretrain, tags: [gptflow], work_pool: {name: local}}
 """
 
 
-@dataclass
-class Project:
-    folder: Path
-    ports: dict[str, str]
-
-    @property
-    def api(self) -> str:
-        return f"http://127.0.0.1:{self.ports['PREFECT_PORT']}/api"
-
-    def run(self, *words: str, **env: str) -> str:
-        """`python WORDS` in the folder, as from a shell in which nothing was exported; what it printed."""
-        clean = {k: v for k, v in os.environ.items() if not k.startswith(("PREFECT_", "MLFLOW_", "GPTFLOW_"))}
-        command = [sys.executable, *words]
-        done = subprocess.run(
-            command, cwd=self.folder, env=clean | env, capture_output=True, text=True, timeout=250, check=False
-        )
-        assert done.returncode == 0, done.stdout + done.stderr
-        return done.stdout
-
-    def up(self) -> str:
-        return self.run("-m", "tasks.services", "up", **self.ports)
-
-    def kill(self, service: str) -> None:
-        pid = int(json.loads((self.folder / ".run" / f"{service}.json").read_text())["pid"])
-        os.kill(pid, signal.SIGKILL)
-        until(lambda: not psutil.pid_exists(pid), f"{service} to be gone")
-
-    def start(self, deployment: str, **parameters: Any) -> str:
-        """Ask the server for a run; its id."""
-        found = ask(f"{self.api}/deployments/name/{deployment}")
-        return str(ask(f"{self.api}/deployments/{found['id']}/create_flow_run", {"parameters": parameters})["id"])
-
-    def of(self, run: str) -> tuple[str, int]:
-        """State name and run count."""
-        found = ask(f"{self.api}/flow_runs/{run}") or {"state": {"name": "?"}, "run_count": -1}
-        return found["state"]["name"], found["run_count"]
-
-    def states(self, run: str) -> list[dict[str, Any]]:
-        return list(ask(f"{self.api}/flow_run_states/?flow_run_id={run}") or [])
-
-    def attempts(self) -> list[int]:
-        file = self.folder / "attempts"
-        return [int(line) for line in file.read_text().split()] if file.exists() else []
-
-    def next_attempt(self, number: int) -> int:
-        """Pid of the process of the `number`th attempt, counted from 1 over all runs."""
-        until(lambda: len(self.attempts()) >= number, f"attempt {number}")
-        return self.attempts()[number - 1]
-
-
-def free_port() -> str:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return str(probe.getsockname()[1])
-
-
-def until(condition: Callable[[], bool], what: str, seconds: float = 180) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, f"waited in vain: {what}"
-        time.sleep(0.1)
+def shipped_trigger() -> dict[str, Any]:
+    """By which retraining starts when data arrives, as prefect.yaml has it."""
+    entries = yaml.safe_load((REPOSITORY / "prefect.yaml").read_text())["deployments"]
+    (trigger,) = next(entry["triggers"] for entry in entries if entry["name"] == "nightly-retrain")
+    return dict(trigger)
 
 
 @pytest.fixture(scope="module")
 def project(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Project]:
-    folder = tmp_path_factory.mktemp("crashes")
-    for room in ("gptmodel", "tasks", "flows"):
-        shutil.copytree(REPOSITORY / room, folder / room, ignore=shutil.ignore_patterns("__pycache__"))
-    shutil.copy(REPOSITORY / "pyproject.toml", folder)
-    (folder / "patient_flow.py").write_text(FLOW)
-    (folder / "prefect.yaml").write_text(DEPLOYMENTS)
-    project = Project(folder, {"PREFECT_PORT": free_port(), "MLFLOW_PORT": free_port()})
-    try:
-        assert "installed: mark silent runs" in project.up()
+    deployments = DEPLOYMENTS.replace("TRIGGER", json.dumps(shipped_trigger()))
+    with opened(tmp_path_factory.mktemp("crashes"), deployments, {"patient_flow.py": FLOW}) as project:
         yield project
-    finally:
-        project.run("-m", "tasks.services", "down")
 
 
 @pytest.mark.slow
@@ -152,6 +90,17 @@ def test_a_restart_of_the_server_during_a_run_does_no_harm(project: Project) -> 
     assert "Prefect worker  running already" in project.up()
     (project.folder / "after restart").touch()
     until(lambda: project.of(run) == ("Completed", 1), "the run to end")
+
+
+@pytest.mark.slow
+def test_data_that_arrives_starts_the_deployment_that_waits_for_it(project: Project) -> None:
+    found = ask(f"{project.api}/deployments/name/patient/told")
+    asked = {"flow_runs": {"deployment_id": {"any_": [found["id"]]}}}
+    assert not ask(f"{project.api}/flow_runs/filter", asked)
+    assert "'speeches' arrived; data arrived: nightly-retrain" in project.run("-m", "flows", "data-arrived", "speeches")
+    until(lambda: bool(ask(f"{project.api}/flow_runs/filter", asked)), "the run to be made")
+    (run,) = ask(f"{project.api}/flow_runs/filter", asked)
+    until(lambda: project.of(run["id"]) == ("Completed", 1), "the run to end")
 
 
 @pytest.mark.slow
@@ -193,6 +142,7 @@ def test_a_run_that_is_killed_again_and_again_is_started_again_twice_and_no_more
         os.kill(project.next_attempt(before + number), signal.SIGKILL)
         killed = time.monotonic()
         until(lambda: project.of(run) == ("Crashed", number), f"its end number {number}")  # noqa: B023 - used at once
+        assert not project.told, "of one that is started again nobody is told"
         print(f"killed {number}: marked Crashed after {time.monotonic() - killed:.0f} s")
         assert time.monotonic() - killed < 30, "the worker saw it, not the silence"
     # One that crashes later is back before this one would be.
@@ -204,6 +154,10 @@ def test_a_run_that_is_killed_again_and_again_is_started_again_twice_and_no_more
     (project.folder / "after control").touch()
     until(lambda: project.of(control) == ("Completed", 2), "the control to end")
     assert project.of(run) == ("Crashed", RESTARTS + 1)
+    until(lambda: bool(project.told), "word of the run that stays crashed")
+    name = ask(f"{project.api}/flow_runs/{run}")["name"]
+    assert {said["subject"] for said in project.told} == {f"gptflow: patient / {name} crashed"}
+    assert f"/runs/flow-run/{run}" in project.told[0]["body"]
     assert len(project.attempts()) == before + RESTARTS + 3
 
 
