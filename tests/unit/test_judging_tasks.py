@@ -75,6 +75,17 @@ def test_each_continuation_is_scored_as_if_it_were_alone(model: GPT) -> None:
         assert not found[0].greedy
 
 
+def test_greedy_is_what_is_written_greedily_to_its_last_token(model: GPT) -> None:
+    written = [5, 6]
+    with torch.no_grad():
+        for _ in range(3):
+            written.append(int(model(torch.tensor([written]))[0, -1].argmax()))
+    context, greedy = tuple(written[:2]), tuple(written[2:])
+    other = (greedy[-1] + 1) % model.config.vocab_size
+    wanted = [Continuation(context, ids) for ids in (greedy, (*greedy[:2], other), (other, *greedy[1:]))]
+    assert [found.greedy for found in score_continuations(model, wanted, batch_size=2)] == [True, False, False]
+
+
 def test_choices_that_are_read_alike_are_read_once(model: GPT, monkeypatch: pytest.MonkeyPatch) -> None:
     rows = []
     hidden = GPT.hidden
