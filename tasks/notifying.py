@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +26,7 @@ from tasks.signals import GATE_FAILED
 VARIABLE, FILE = "GPTFLOW_NOTIFY", "notify.txt"
 PREFIX = "gptflow tells: "
 _BLOCK = "gptflow-notify"
+_KINDS_SECONDS = 30.0
 _SLACK = re.compile(r"hooks\.slack(-gov)?\.com")
 _GOES_ON = ("Running", "Scheduled", "AwaitingRetry", "AwaitingRatings", "Pending", "Late", "Completed", "Cancelled")
 _LEAVES = ("Running", "Scheduled", "AwaitingRetry", "Late", "Completed", "Failed", "Crashed", "Cancelling", "Cancelled")
@@ -192,23 +194,35 @@ def _with_actions(signal: dict[str, Any], blocks: Sequence[str]) -> dict[str, An
 
 def _block(api: str, number: int, address: Address) -> str:
     """The id of the block with this number, made or brought up to date. ServiceError where the server refuses it."""
-    name, mark = f"{_BLOCK}-{number}", hashlib.sha256(address.url.encode()).hexdigest()[:12]
+    name = f"{_BLOCK}-{number}"
+    refused = ServiceError(f"the Prefect server took no block {name!r} ({address.kind}) for {address}")
     there = _blocks(api).get(name)
-    kind = ask(f"{api}/block_types/slug/{address.kind}") or {}
-    if there and there["block_type_id"] != kind.get("id"):
+    kind = _kind(api, address.kind)
+    if there and there["block_type_id"] != kind["id"]:
         ask(f"{api}/block_documents/{there['id']}", method="DELETE")
         there = None
     if there:  # secrets are not shown, so it is written anew each time: the same stays the same
-        ask(f"{api}/block_documents/{there['id']}", {"data": address.data, "merge_existing_data": False}, "PATCH")
+        body = {"data": address.data, "merge_existing_data": False}
+        if ask(f"{api}/block_documents/{there['id']}", body, "PATCH") is None:
+            raise refused
         return str(there["id"])
-    schemas = ask(f"{api}/block_schemas/filter", {"block_schemas": {"block_type_id": {"any_": [kind.get("id")]}}})
-    made = None
-    if schemas:
-        body = {"name": name, "data": address.data, "block_type_id": kind["id"], "block_schema_id": schemas[0]["id"]}
-        made = ask(f"{api}/block_documents/", body)
-    if not made:
-        raise ServiceError(f"the Prefect server took no block {name!r} ({address.kind}) for {address} ({mark})")
+    schemas = ask(f"{api}/block_schemas/filter", {"block_schemas": {"block_type_id": {"any_": [kind["id"]]}}})
+    body = {"name": name, "data": address.data, "block_type_id": kind["id"], "block_schema_id": schemas[0]["id"]}
+    if not (made := ask(f"{api}/block_documents/", body)):
+        raise refused
     return str(made["id"])
+
+
+def _kind(api: str, slug: str) -> dict[str, Any]:
+    """The block type. A server that has just begun to answer is still making its block types known to itself."""
+    deadline = time.monotonic() + _KINDS_SECONDS
+    while True:
+        found = ask(f"{api}/block_types/slug/{slug}")
+        if found and ask(f"{api}/block_schemas/filter", {"block_schemas": {"block_type_id": {"any_": [found["id"]]}}}):
+            return dict(found)
+        if time.monotonic() > deadline:
+            raise ServiceError(f"the Prefect server knows no block of the kind {slug!r}; is it of another version?")
+        time.sleep(0.2)
 
 
 def _blocks(api: str) -> dict[str, dict[str, Any]]:
