@@ -44,7 +44,7 @@ _PHRASES = {
     "perplexity": "perplexity {}",
     "loss": "loss {}",
     "bits_per_byte": "{} bits per byte",
-    "loss_difference": "loss {} against the champion",
+    "loss_difference": "loss difference {}",
     "p_better": "P(better) {}",
     "split": "{} split",
     "aliases": "@{}",

@@ -78,8 +78,8 @@ def test_lineage_shows_it_with_the_challenger_and_what_that_was_measured_against
 def test_text_and_page_say_by_how_much_the_losses_differ(made: Made) -> None:
     graph = Lineage(made.store).around(made.new.ref)
     (node,) = [node for node in graph.nodes if node.kind == "comparison"]
-    assert phrases(node) == ["loss -0.2500 against the champion", "P(better) 0.9960", "validation split"]
-    assert "loss -0.2500 against the champion, P(better) 0.9960" in text(graph)
+    assert phrases(node) == ["loss difference -0.2500", "P(better) 0.9960", "validation split"]
+    assert "loss difference -0.2500, P(better) 0.9960" in text(graph)
     assert "P(better)" in mermaid(graph).replace("#40;", "(").replace("#41;", ")")
     drawn = page(graph)
     colours = dict(re.findall(r'background:(#\w+)"></span>(?:<b>)?(\w+)/', drawn))
