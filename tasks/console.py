@@ -32,6 +32,12 @@ def lost_server(error: BaseException) -> str:
     import httpx
 
     where = ""
+    if isinstance(error, httpx.HTTPStatusError) and error.response.status_code == 401:
+        url = error.request.url.copy_with(userinfo=b"", path="/api", query=None)
+        return (
+            f"the Prefect server ({url}) refuses us: it asks for another password; "
+            "export PREFECT_API_AUTH_STRING=user:password"
+        )
     if isinstance(error, httpx.TransportError):
         try:
             where = str(error.request.url.copy_with(userinfo=b"", path="/api", query=None))

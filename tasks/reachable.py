@@ -30,8 +30,11 @@ def services() -> Iterator[Finding]:
         yield clock(server, own, whose)
 
 
-def _get(url: str, whose: str, dates: list[tuple[str, float, float]]) -> httpx.Response:
-    answer = httpx.get(url, timeout=_SECONDS, follow_redirects=True)
+def _get(
+    url: str, whose: str, dates: list[tuple[str, float, float]], login: tuple[str, str] | None = None
+) -> httpx.Response:
+    """`login`: user and password, sent to this server and to none that it points to."""
+    answer = httpx.get(url, timeout=_SECONDS, follow_redirects=True, auth=login)
     if told := answer.headers.get("date"):
         dates.append((whose, parsedate_to_datetime(told).timestamp(), time.time()))
     return answer
@@ -43,11 +46,12 @@ def _prefect(dates: list[tuple[str, float, float]]) -> Finding:
         taken = _taken(PREFECT_PORT, "PREFECT_PORT")
         return taken or Finding("Prefect", "ok", f"{own}; no server is up: a run starts one for itself", "make up")
     try:
-        answer = _get(f"{url.rstrip('/')}/admin/version", "Prefect", dates)
+        answer = _get(f"{url.rstrip('/')}/admin/version", "Prefect", dates, _login_of_prefect())
     except httpx.HTTPError as error:
         return Finding("Prefect", "bad", f"{url} does not answer ({first_line(error)})", _up("PREFECT_API_URL"))
     if answer.status_code == 401:
-        return Finding("Prefect", "bad", f"{url} asks for a password", "export PREFECT_API_AUTH_STRING=user:password")
+        said = "refuses our password" if _login_of_prefect() else "asks for a password"
+        return Finding("Prefect", "bad", f"{url} {said}", "export PREFECT_API_AUTH_STRING=user:password")
     if answer.status_code != 200:
         return Finding("Prefect", "bad", f"{url} answers {answer.status_code}", _up("PREFECT_API_URL"))
     theirs = answer.text.strip().strip('"')
@@ -62,7 +66,7 @@ def _mlflow(dates: list[tuple[str, float, float]]) -> Finding:
         taken = _taken(MLFLOW_PORT, "MLFLOW_PORT")
         return taken or Finding("MLflow", "ok", f"{own}, in {uri or 'its default place'}", "make up")
     try:
-        answer = _get(f"{uri.rstrip('/')}/version", "MLflow", dates)
+        answer = _get(f"{uri.rstrip('/')}/version", "MLflow", dates, _login_of_mlflow())
     except httpx.HTTPError as error:
         return Finding("MLflow", "bad", f"{uri} does not answer ({first_line(error)})", _up("MLFLOW_TRACKING_URI"))
     if answer.status_code in (401, 403):
@@ -74,6 +78,16 @@ def _mlflow(dates: list[tuple[str, float, float]]) -> Finding:
     if theirs.split(".")[:2] != own.split(".")[:2]:
         return Finding("MLflow", "warn", f"{uri} is {theirs}, and here is {own}", "run the same version on both sides")
     return Finding("MLflow", "ok", f"{theirs} at {uri}")
+
+
+def _login_of_prefect() -> tuple[str, str] | None:
+    user, colon, password = os.environ.get("PREFECT_API_AUTH_STRING", "").partition(":")
+    return (user, password) if colon else None
+
+
+def _login_of_mlflow() -> tuple[str, str] | None:
+    user = os.environ.get("MLFLOW_TRACKING_USERNAME", "")
+    return (user, os.environ.get("MLFLOW_TRACKING_PASSWORD", "")) if user else None
 
 
 def _up(variable: str) -> str:

@@ -2,7 +2,7 @@
 
 The marks of garbage, each taken of a document's first 100,000 characters. Repeated lines (over 0.3 of them) are a rule
 of Gopher's filters (Rae et al. 2021, arXiv:2112.11446, appendix A); the others are chosen so that prose, poems,
-dialogue, tables, code and scripts without spaces stay (`docs/data-gates.md` has the figures).
+dialogue, tables, code and scripts without spaces stay.
 """
 
 from __future__ import annotations
