@@ -11,6 +11,7 @@ from pathlib import Path
 import yaml
 
 from tasks.processes import ServiceError, ask
+from tasks.schedules import keep_on, switched_on
 
 
 def register(folder: Path, api: str, env: dict[str, str], log: Path, say: Callable[[str], None]) -> None:
@@ -24,6 +25,7 @@ def register(folder: Path, api: str, env: dict[str, str], log: Path, say: Callab
     if wanted <= _registered(api).keys() and stamp.is_file() and stamp.read_text() == state:
         _name(api, wanted, say, "registered already")
         return
+    on = switched_on(api)
     command = (sys.executable, "-m", "prefect", "--no-prompt", "deploy", "--all")
     with log.open("wb") as output:
         done = subprocess.run(
@@ -37,6 +39,7 @@ def register(folder: Path, api: str, env: dict[str, str], log: Path, say: Callab
         )
     if done.returncode != 0 or not wanted <= _registered(api).keys():
         raise ServiceError(f"`prefect deploy --all` failed; read {log.relative_to(folder)}")
+    keep_on(api, on, say)
     stamp.write_text(state)
     _name(api, wanted, say, "registered")
 

@@ -5,7 +5,8 @@
 Three processes, started in the project folder (the current one) and reachable on 127.0.0.1 only: the Prefect server,
 the MLflow server, and a worker that carries out flow runs. All they keep lies in the folder: `.prefect/` and
 `mlflow.db` with `mlruns/`, the same places that a run without servers uses, so each sees the other's runs. Who they
-are stands in `.run/NAME.json`, what they said in `.run/NAME.log`. PREFECT_PORT and MLFLOW_PORT choose other ports.
+are stands in `.run/NAME.json`, what they said in `.run/NAME.log`. PREFECT_PORT and MLFLOW_PORT choose other ports,
+NIGHTLY=on|off switches the nightly schedule.
 
 While they are up, a `prefect.toml` in the folder tells every `prefect` command typed there which server is meant.
 """
@@ -23,10 +24,12 @@ from pathlib import Path
 
 from gptmodel.errors import ConfigError, GptflowError
 from gptmodel.locks import exclusive
+from tasks import slots
 from tasks.automations import SETTINGS, install
 from tasks.deployments import register
 from tasks.notifying import addresses, tell
 from tasks.processes import Record, ServiceError, ask, port_taken, read, start, stop
+from tasks.schedules import SETTING, switch
 
 HOST = "127.0.0.1"
 PREFECT_PORT, MLFLOW_PORT = 4200, 5000
@@ -133,8 +136,10 @@ def up(folder: Path, say: Say = print) -> None:
             _begin(worker, prefect, mlflow, say)
         env = _child_environment(folder, prefect, mlflow)
         register(folder, f"{prefect.url}/api", env, folder / ".run" / "deploy.log", say)
+        switch(f"{prefect.url}/api", os.environ.get(SETTING), say)
         install(f"{prefect.url}/api", say)
         tell(folder, f"{prefect.url}/api", say)
+        slots.install(f"{prefect.url}/api", slots.gpus_here(), say)
         _await(worker, say, fresh=restart)
     say(f"\nPrefect  {prefect.url}\nMLflow   {mlflow.url}\n")
     say("Run the pipeline:  .venv/bin/prefect deployment run 'pipeline/quickstart' --watch")

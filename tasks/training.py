@@ -16,6 +16,7 @@ from tasks.lineage_events import with_events
 from tasks.pages import progress
 from tasks.plans import show_plan
 from tasks.policy import STEP
+from tasks.slots import slots, slots_wanted
 from tasks.steps import figures_of, report
 from tasks.tail import Tail
 
@@ -39,7 +40,7 @@ def pretrain_model(
         from tasks.feed import followed
 
         save_card(training.run_dir, card)
-        with progress("training") as update, followed(card, training.run_dir):
+        with slots(slots_wanted(config.train)), progress("training") as update, followed(card, training.run_dir):
             steps = config.train.max_steps
             with Tail(training.metrics_file, lambda lines: update(lines[-1]["step"], steps, "steps")):
                 yield
