@@ -171,6 +171,7 @@ def sync(as_json: bool) -> None:
     "--stop-at-end-token/--past-end-token", default=None, help="End at the end-of-text token (the default), or go on."
 )
 @click.option("--seed", type=int, help="The same seed gives the same text.")
+@click.option("--precision", type=click.Choice(["float32", "bfloat16"]), help="bfloat16 is faster, and rounds.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as one JSON object.")
 def generate(prompt: tuple[str, ...], model: str, samples: int, as_json: bool, **decoding: Any) -> None:
     """Let a model go on from each PROMPT (or from standard input), token by token; several are written together."""

@@ -316,8 +316,10 @@ class DecodingConfig:
     """Stop before the first of these texts in what it writes; the text itself is left out."""
     seed: int = 0
     """Seed of the draws; the same seed gives the same text."""
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """Of the matrix products and the cache: bfloat16 is faster and rounds, so a text may go another way."""
 
-    LATER: ClassVar[Mapping[str, Any]] = {"min_p": 0.0, "repetition_penalty": 1.0}
+    LATER: ClassVar[Mapping[str, Any]] = {"min_p": 0.0, "repetition_penalty": 1.0, "precision": "float32"}
 
     def __post_init__(self) -> None:
         _check(

@@ -37,7 +37,9 @@ __all__ = ["Scores", "evaluate", "score_tokens"]
 log = logging.getLogger(__name__)
 KIND = "evaluation"
 ARRIVALS = "arrivals"
-RECIPE_VERSION = 2  # 1 had loss, perplexity and bits per byte, in windows that do not overlap, and each document's
+# 1 had loss, perplexity and bits per byte, in windows that do not overlap, and each document's; 2 wrote its samples
+# with the sums of the matrix products in another order.
+RECIPE_VERSION = 3
 
 
 def evaluate(
@@ -201,4 +203,5 @@ def decoding_name(decoding: DecodingConfig) -> str:
         parts += [f"top-p {decoding.top_p:g}"] if decoding.top_p < 1 else []
         parts += [f"min-p {decoding.min_p:g}"] if decoding.min_p else []
     parts += [f"repetition penalty {decoding.repetition_penalty:g}"] if decoding.repetition_penalty != 1 else []
+    parts += [decoding.precision] if decoding.precision != "float32" else []
     return ", ".join(parts)

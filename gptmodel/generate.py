@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, overload
 
 import torch
@@ -22,6 +22,7 @@ from torch import Tensor
 from gptmodel.config import GPT2_VOCAB_SIZE, DecodingConfig
 from gptmodel.errors import DataError
 from gptmodel.model import GPT, KVCache
+from gptmodel.packing import PAID_BACK, Packed, packed_linear, packing_pays
 from gptmodel.sampling import penalize_repeated, sample_rows
 
 GPT2_END_TOKEN = GPT2_VOCAB_SIZE - 1
@@ -131,6 +132,7 @@ class Writer:
         self._in_cache: list[int] = []  # rows that the cache holds, in its order
         self._cache: KVCache | None = None
         self._left = decoding.max_new_tokens
+        self._packed: Packed | None = None
         self._seen_BV: Tensor | None = None  # which tokens each row has read or written
         if decoding.repetition_penalty != 1:
             self._seen_BV = torch.zeros(len(prompts), self._vocab_size, dtype=torch.bool)
@@ -152,7 +154,7 @@ class Writer:
     def __next__(self) -> dict[int, int]:
         if not self._open or self._left == 0:
             raise StopIteration
-        with _evaluating(self._model):
+        with _evaluating(self._model), self._precision():
             logits_BV = self._next_logits()[:, : self._vocab_size].float().cpu()
         rows = self._in_cache
         if len(self._open) < len(rows):  # some have ended since the cache was filled
@@ -178,7 +180,26 @@ class Writer:
             self._in_cache = self._open
         # a finished row goes on being fed its last token, unread, until half of the rows are finished
         last_B1 = self._tensor([[self._windows[row][-1]] for row in self._in_cache])
-        return self._model.logits(self._model.hidden(last_B1, self._cache)[:, -1])
+        packed = self._pack(len(self._in_cache))
+        if packed is None:
+            return self._model.logits(self._model.hidden(last_B1, self._cache)[:, -1])
+        with packed.at_work():
+            return packed_linear(self._model.hidden(last_B1, self._cache)[:, -1], packed.head, None)
+
+    def _precision(self) -> AbstractContextManager[Any]:
+        """Where the caller has set autocast already, float32 leaves it as it is."""
+        if self._decoding.precision == "bfloat16":
+            return torch.autocast(self._model.wte.weight.device.type, torch.bfloat16)
+        return nullcontext()
+
+    def _pack(self, rows: int) -> Packed | None:
+        """Weights for products of so many rows; None where the plain ones are as good."""
+        head = self._model.wte.weight
+        if not packing_pays(head, rows):
+            return None
+        if self._packed is None and self._left >= PAID_BACK:
+            self._packed = Packed(self._model, head, rows)
+        return self._packed
 
     def _read_windows(self) -> Tensor:
         """Start the cache anew from the windows of the open rows, padded on the left to the longest.

@@ -16,6 +16,7 @@ from gptmodel.attention import causal_attention
 from gptmodel.config import ModelConfig
 from gptmodel.errors import DataError
 from gptmodel.loss import TokenScores, linear_cross_entropy, token_scores
+from gptmodel.packing import Linear
 
 _INIT_STD = 0.02
 
@@ -75,8 +76,8 @@ class Attention(nn.Module):
     def __init__(self, config: ModelConfig, layer: int) -> None:
         super().__init__()
         self.layer, self.n_head, self.dropout = layer, config.n_head, config.dropout
-        self.qkv = nn.Linear(config.n_embd, 3 * config.n_embd)
-        self.proj = nn.Linear(config.n_embd, config.n_embd)
+        self.qkv = Linear(config.n_embd, 3 * config.n_embd)
+        self.proj = Linear(config.n_embd, config.n_embd)
         self.residual_dropout = nn.Dropout(config.dropout)
 
     def forward(self, x_BTC: Tensor, cache: KVCache | None, mask: Tensor | None) -> Tensor:
@@ -110,9 +111,9 @@ class FeedForward(nn.Module):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.up = nn.Linear(config.n_embd, 4 * config.n_embd)
+        self.up = Linear(config.n_embd, 4 * config.n_embd)
         self.gelu = nn.GELU(approximate="tanh" if config.activation == "gelu_tanh" else "none")
-        self.down = nn.Linear(4 * config.n_embd, config.n_embd)
+        self.down = Linear(4 * config.n_embd, config.n_embd)
         self.residual_dropout = nn.Dropout(config.dropout)
 
     def forward(self, x_BTC: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ from gptmodel.config import DecodingConfig, ModelConfig
 from gptmodel.errors import DataError
 from gptmodel.generate import Writer, generate, generate_batch, stream
 from gptmodel.model import GPT
+from gptmodel.packing import Packed, packing_pays
 
 CONFIG = ModelConfig(vocab_size=97, context_length=16, n_layer=2, n_head=2, n_embd=32)
 GREEDY = DecodingConfig(temperature=0.0, max_new_tokens=40, stop_at_end_token=False)
@@ -195,3 +196,61 @@ def test_the_penalty_counts_prompt_and_text_beyond_the_context_and_each_row_for_
     written = generate(model, long_prompt, decoding=everything, end_token=96)
     positive = [token for token in written[:40] if token not in long_prompt]
     assert len({*positive}) == len(positive) == 40
+
+
+def packings(monkeypatch):
+    """Rows of each packing that follows."""
+    import gptmodel.generate as module
+
+    made = []
+
+    class Counted(Packed):
+        def __init__(self, model, head, rows):
+            made.append(rows)
+            super().__init__(model, head, rows)
+
+    monkeypatch.setattr(module, "Packed", Counted)
+    return made
+
+
+@pytest.mark.skipif(not packing_pays(torch.zeros(1), 2), reason="this build of torch has no oneDNN")
+def test_packed_weights_give_the_plain_logits_and_are_made_once_for_a_batch(model, monkeypatch):
+    made = packings(monkeypatch)
+    ids = torch.tensor([[1, 2, 3], [4, 5, 6]])
+    with torch.no_grad(), Packed(model, model.wte.weight, 2).at_work():
+        packed = model.hidden(ids)
+    assert (packed - model.hidden(ids)).abs().max() < 1e-4
+    generate(model, [1, 2, 3], decoding=GREEDY)
+    assert made == []  # one row reads the weights once as it is
+    generate_batch(model, [[1, 2], [3], [4, 5, 6]], decoding=replace(GREEDY, max_new_tokens=3))
+    assert made == []  # not worth the copy
+    generate_batch(model, [[1, 2], [3], [4, 5, 6]], decoding=GREEDY)
+    assert made == [3]
+    assert all(layer.packed is None for layer in model.modules() if hasattr(layer, "packed"))
+
+
+def test_a_model_that_learned_between_two_texts_writes_with_its_new_weights(model):
+    gpt = GPT(CONFIG, seed=4).eval()
+    prompts = [[1, 2, 3], [4, 5, 6]]
+    before = generate_batch(gpt, prompts, decoding=GREEDY)
+    gpt.load_state_dict(model.state_dict())
+    assert generate_batch(gpt, prompts, decoding=GREEDY) == generate_batch(model, prompts, decoding=GREEDY) != before
+
+
+def test_bfloat16_rounds_and_float32_does_not(model):
+    low = replace(GREEDY, precision="bfloat16", max_new_tokens=12)
+    with torch.no_grad():
+        exact = model(torch.tensor([[1, 2, 3]]))[0, -1]
+    writer = Writer(model, [[1, 2, 3]], low, None, 0, True)
+    seen = []
+    hidden = model.hidden
+    model.hidden = lambda ids, cache: seen.append(hidden(ids, cache)) or seen[-1]
+    try:
+        next(writer)
+        next(writer)
+    finally:
+        del model.hidden
+    rounded = model.logits(seen[0][0, -1])
+    assert writer._cache._layers[0][0].dtype == torch.bfloat16
+    assert 0 < (rounded - exact).abs().max() < 0.1 * exact.abs().max()
+    assert len(generate(model, [1, 2, 3], decoding=low)) == 12
