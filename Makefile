@@ -9,7 +9,8 @@ BIN := .venv/bin
 PYTEST := $(BIN)/pytest
 
 .PHONY: help setup pipeline up down status test test-unit test-slow test-gpu lint format types package check lock \
-	chaos screenshots clean bench bench-peers bench-step bench-curves
+	chaos screenshots clean bench bench-peers bench-step bench-curves bench-text bench-loading bench-around \
+	bench-writing
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' Makefile | sort | sed -E 's/:.*## /\t/' | while IFS=$$'\t' read -r name text; do \
@@ -68,7 +69,7 @@ lock: setup ## resolve all dependencies anew
 	@.ci/lock
 
 NANOGPT ?=
-bench: bench-step bench-curves ## what the speed rests on, measured; tables and JSON in benchmarks/results
+bench: bench-step bench-curves bench-text bench-loading bench-around bench-writing ## what the speed rests on, measured; tables and JSON in benchmarks/results
 
 bench-peers: setup ## the packages to race against, in .bench
 	@[ -x .bench/bin/python ] || $(BIN)/python -m venv .bench
@@ -81,6 +82,18 @@ bench-step: bench-peers ## a training step against peers; NANOGPT=path/to/model.
 
 bench-curves: setup ## what bfloat16 and Muon do to the loss, over seeds
 	@$(BIN)/python -m benchmarks.curves
+
+bench-text: setup ## text to shards, beside bare tiktoken
+	@$(BIN)/python -m benchmarks.tokenization
+
+bench-loading: setup ## a batch from shards beside a memmap, and the first batch of 10 GB (needs that much disk)
+	@$(BIN)/python -m benchmarks.loading
+
+bench-around: setup ## what Prefect, MLflow and manifests cost around the work
+	@$(BIN)/python -m benchmarks.orchestration
+
+bench-writing: setup ## text generation beside transformers
+	@$(BIN)/python -m benchmarks.generation
 
 screenshots: setup ## pictures of the web pages for README and guides; needs `make up`, a run, and Chromium
 	@$(BIN)/python docs/screenshots.py

@@ -13,6 +13,7 @@ from gptmodel.artifacts import Artifact, load_artifact
 from gptmodel.batches import Batches
 from gptmodel.checkpoint import Checkpointer
 from gptmodel.config import PipelineConfig
+from gptmodel.datacheck import DataCheck
 from gptmodel.device import Machine
 from gptmodel.errors import ArtifactError
 from gptmodel.metrics_log import MetricsLog
@@ -69,7 +70,8 @@ def assemble(
         load_weights(model, _as_planned(job.init_from, job.init_digest).file(WEIGHTS_FILE))
     model.to(machine.device)
     shards = _as_planned(job.shards, job.shards_digest)
-    stream = open_split(shards, "train")
+    checked = DataCheck(shards)
+    stream = open_split(shards, "train", check=False)
     return Trainer(
         model=model,
         optimizer=make_optimizer(model, config.train.optimizer),
@@ -82,7 +84,9 @@ def assemble(
             rank=rank,
             world=world,
         ),
-        evaluate=SplitEvaluator(model, open_split(shards, "validation"), config.train, machine, rank, world),
+        evaluate=SplitEvaluator(
+            model, open_split(shards, "validation", check=False), config.train, machine, rank, world
+        ),
         metrics=metrics,
         checkpoints=checkpoints,
         config=config.train,
@@ -94,6 +98,7 @@ def assemble(
         rank=rank,
         world=world,
         until=job.until,
+        data=checked,
     )
 
 

@@ -24,6 +24,9 @@ if TYPE_CHECKING:  # the order of the data is asked for without a model too, and
     from torch import Tensor
 
 
+_AHEAD = 64  # steps
+
+
 class Stream(Protocol):
     """What is needed of a token stream; `gptmodel.shards.TokenStream` is one."""
 
@@ -70,14 +73,22 @@ class Batches:
         self.seed = seed
         self._stream = stream
         self._rows = range(rank * batch_size // world, (rank + 1) * batch_size // world)
+        self._ahead_steps = range(0)  # whose windows `_ahead` holds, [steps, rows]
+        self._ahead = np.empty((0, len(self._rows)), np.int64)
 
     def windows(self, step: int) -> Numbers:
         """Window numbers of this rank's rows at a step, in row order [batch_size / world]."""
-        return self._windows(step, self._rows)
+        if step not in self._ahead_steps:  # a permutation of a few numbers costs as much as one of hundreds
+            first = step - step % _AHEAD
+            self._ahead_steps = range(first, first + _AHEAD)
+            self._ahead = self._windows(self._ahead_steps, self._rows)
+        found: Numbers = self._ahead[step - self._ahead_steps.start].copy()
+        return found
 
     def all_windows(self, step: int) -> Numbers:
         """Window numbers of all ranks' rows at a step, in row order [batch_size]."""
-        return self._windows(step, range(self.batch_size))
+        found: Numbers = self._windows(range(step, step + 1), range(self.batch_size))[0]
+        return found
 
     def all_epochs(self, step: int) -> Numbers:
         """Epoch of each of all ranks' rows at a step, in row order [batch_size]: an epoch may end within a batch."""
@@ -97,8 +108,10 @@ class Batches:
         steps, rows = np.divmod(numbers[turn], self.batch_size)
         return Sightings(steps, rows, numbers[turn] // self.n_windows, where[turn])
 
-    def _windows(self, step: int, rows: range) -> Numbers:
-        numbers = step * self.batch_size + np.arange(rows.start, rows.stop, dtype=np.int64)
+    def _windows(self, steps: range, rows: range) -> Numbers:
+        """[steps, rows]"""
+        starts = np.arange(steps.start, steps.stop, dtype=np.int64) * self.batch_size
+        numbers = starts[:, None] + np.arange(rows.start, rows.stop, dtype=np.int64)
         epochs, places = np.divmod(numbers, self.n_windows)
         found = np.empty_like(places)
         for epoch in np.unique(epochs):

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from gptmodel.batches import Batches
 from gptmodel.checkpoint import Checkpointer, TrainState
 from gptmodel.config import TrainConfig
+from gptmodel.datacheck import DataCheck
 from gptmodel.device import Machine, peak_memory_bytes
 from gptmodel.errors import Interrupted, TrainingError
 from gptmodel.loss import perplexity
@@ -92,6 +93,9 @@ class Trainer:
     until: int = 0
     """Leave off after this step; 0 goes on to the last. The schedule is that of all steps either way."""
 
+    data: DataCheck | None = None
+    """The check of the data, where it may still be under way."""
+
     def __post_init__(self) -> None:
         self._step_module: nn.Module = self.model
         if self.config.compile:
@@ -114,7 +118,9 @@ class Trainer:
         while state.step < last and not state.stopped_early:
             started = time.perf_counter()
             self.checkpoints.raise_failed()
-            seen = self.advance(state)
+            if self.data is not None:
+                self.data.raise_failed()
+            seen = self._advance_on_checked(state)
             self._record(state, seen, time.perf_counter() - started)
             finished = state.step == config.max_steps
             improved = self._validate(state) if finished or state.step % config.eval_every == 0 else False
@@ -126,8 +132,19 @@ class Trainer:
                 self._save(state)
             if stopping:
                 self._stop(state)
+        if self.data is not None:
+            self.data.wait()
         self.checkpoints.wait()
         return state
+
+    def _advance_on_checked(self, state: TrainState) -> Seen:
+        """`advance`, where an error that damaged data may have caused is told as what it is."""
+        try:
+            return self.advance(state)
+        except (IndexError, RuntimeError, TrainingError):
+            if self.data is not None:
+                self.data.wait()
+            raise
 
     def advance(self, state: TrainState) -> Seen:
         """One step: the update is made, or left out where it is a spike. TrainingError if that ends the run."""
@@ -273,6 +290,8 @@ class Trainer:
         return last or state.stopped_early or keep_best or state.step % self.config.checkpoint_every == 0
 
     def _save(self, state: TrainState) -> None:
+        if self.data is not None:
+            self.data.wait()  # nothing is kept that was learned from bytes which nobody checked
         if self.rank == 0:
             self.metrics.sync()
             self.checkpoints.save(self.model, self.optimizer, state)
