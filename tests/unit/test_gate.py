@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from gptmodel.artifacts import canonical
 from gptmodel.errors import ConfigError
 from gptmodel.gate import Check, Decision, Pair, Scored, decide
 from gptmodel.retrain_config import GateConfig
@@ -150,6 +151,7 @@ def test_documents_that_a_model_knows_are_left_out() -> None:
 def test_a_challenger_that_scored_nan_is_kept_out() -> None:
     decision = decide(GATE, scores(float("nan")), None, SAMPLES)
     assert decision.outcome == "kept"
+    assert canonical(decision.plain()), "the ledger takes no NaN"
 
 
 @pytest.mark.parametrize(
