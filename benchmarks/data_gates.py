@@ -38,7 +38,7 @@ from gptmodel.datagates.shingles import runs, word_hashes
 from gptmodel.provenance import provenance
 
 RESULTS = Path(__file__).with_name("results") / "data_gates.json"
-SIZES_MB = (25, 100, 300)
+SIZES_MB = (25, 100, 200)
 EDITS = (0.005, 0.01, 0.02, 0.03, 0.05)
 
 

@@ -37,8 +37,9 @@ def check(
 ) -> Report:
     """Look at a corpus, and compare it with the `previous` one of the same source if there is one.
 
-    Memory does not grow with the text: it is about 60 bytes for a document, and at most 200 MB for the runs of words
-    that are looked for. `scratch` is a directory for the signatures, 512 bytes a document; left out, a temporary one.
+    Beside what is fixed, memory is about 100 bytes for a document, and at most 200 MB for the runs of words that are
+    looked for (`benchmarks/results/data_gates.json`).
+    `scratch` is a directory for the signatures, 512 bytes a document; left out, a temporary one.
     `progress` gets bytes of text. Raises ConfigError for a benchmark file that cannot be read, ArtifactError for a
     damaged corpus. A gate that is not passed raises nothing: ask the report.
     """
