@@ -42,6 +42,7 @@ def plan(what: str, as_json: bool, rates_file: Path | None, **given: Any) -> Non
     from gptmodel.planning.rates import load_rates
 
     rates = load_rates(rates_file)
+    given["rates_given"] = rates_file is not None
     if given["plot"] and not given["best_for"]:
         raise ConfigError("--plot draws the answer of --best-for; give both, such as --best-for 1e18 --plot best.png")
     if given["best_for"] is not None:
@@ -75,10 +76,15 @@ def _example(what: str, rates: Rates, grid: str) -> tuple[list[Section], dict[st
 
 
 def _training(what: str, rates: Rates, given: dict[str, Any]) -> tuple[list[Section], dict[str, Any]]:
+    from gptmodel.planning.budget import over_budget
     from gptmodel.planning.forecast import forecast, measure
-    from gptmodel.planning.plan_text import sections
+    from gptmodel.planning.plan_text import budget_section, sections
+    from gptmodel.planning.rates import load_rates
 
     config = _settings(what, given["file"], given["sets"])
+    budget = config.train.budget
+    if budget.rates and not given["rates_given"]:
+        rates = load_rates(Path(budget.rates))
     summary: dict[str, Any] = {}
     if given["shards"]:
         from gptmodel.artifacts import open_store
@@ -89,7 +95,10 @@ def _training(what: str, rates: Rates, given: dict[str, Any]) -> tuple[list[Sect
     trial = measure(config, given["trial_steps"]) if given["measure"] else None
     tokens = {name: summary.get(name, 0) for name in ("train_tokens", "validation_tokens")}
     found = forecast(config, rates, trial=trial, **tokens, **reckon)
-    return sections(found, rates), found.plain()
+    if not budget.is_set:
+        return sections(found, rates), found.plain()
+    over = over_budget(config, found, max(1, config.train.processes))
+    return [*sections(found, rates), budget_section(found, over)], {**found.plain(), "over_budget": over}
 
 
 def _settings(what: str, file: Path | None, sets: tuple[str, ...]) -> PipelineConfig:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import shlex
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 
 from gptmodel.artifacts import Artifact, load_artifact
@@ -19,6 +21,7 @@ from gptmodel.errors import ArtifactError
 from gptmodel.metrics_log import MetricsLog
 from gptmodel.model import GPT
 from gptmodel.optimizer import make_optimizer
+from gptmodel.planning.budget import limit_of
 from gptmodel.shards import open_split
 from gptmodel.spikes import documents_of
 from gptmodel.tokenizer import gpt2
@@ -72,6 +75,7 @@ def assemble(
     shards = _as_planned(job.shards, job.shards_digest)
     checked = DataCheck(shards)
     stream = open_split(shards, "train", check=False)
+    budget = config.train.budget
     return Trainer(
         model=model,
         optimizer=make_optimizer(model, config.train.optimizer),
@@ -99,7 +103,14 @@ def assemble(
         world=world,
         until=job.until,
         data=checked,
+        over_budget=limit_of(budget, machine.device.type, world).over if budget.is_set else None,
+        began=_began(),
     )
+
+
+def _began() -> float:
+    """When this process started, by `time.perf_counter`: importing torch is part of what a run takes."""
+    return time.perf_counter() - max(0.0, time.time() - psutil.Process().create_time())
 
 
 def _as_planned(directory: str, digest: str) -> Artifact:

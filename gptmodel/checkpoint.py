@@ -49,7 +49,10 @@ class TrainState:
     evals_since_best: int = 0
     """Evaluations since then, for early stopping."""
     seconds: float = 0.0
-    """Time spent training, over all attempts."""
+    """Time spent in steps, over all attempts."""
+    elapsed: float = 0.0
+    """Seconds from start to end of all attempts, evaluations and starts too: what a budget counts. What an attempt that
+    was killed took after its last checkpoint is not in it."""
     stopped_early: bool = False
     """Early stopping has ended the run."""
     anchor: int = 0

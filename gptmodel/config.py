@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields, is_dataclass
 from typing import Any, ClassVar, Literal, get_args, get_type_hints
 
+from gptmodel.budget_config import BudgetConfig
 from gptmodel.checked import STRICT as _STRICT
 from gptmodel.checked import check as _check
 from gptmodel.retrain_config import RetrainConfig
@@ -398,8 +399,12 @@ class TrainConfig:
     """How many last losses that median is taken of; until there are as many, no finite loss is a spike."""
     max_spikes: int = 10
     """With skip or rollback, the spike after this many stops the run."""
+    budget: BudgetConfig = BudgetConfig()  # noqa: RUF009 - frozen
+    """What it may take; without bounds unless they are given."""
 
-    EXECUTION: ClassVar[frozenset[str]] = frozenset({"processes", "threads", "keep_checkpoints", "max_spikes"})
+    EXECUTION: ClassVar[frozenset[str]] = frozenset(
+        {"processes", "threads", "keep_checkpoints", "max_spikes", "budget"}
+    )
 
     def __post_init__(self) -> None:
         at_least_one = (

@@ -7,6 +7,7 @@ GptflowError                what failed, the value, what to do; one line; exit c
 │   └── CheckpointError     the same for weights and training state
 ├── StorageError            the disk is full, read-only or closed to us; a retry would only meet it again
 ├── TrainingError           training cannot go on (NaN, a spike); retrying would repeat it
+├── BudgetError             training went over its budget; state is saved; a higher budget goes on
 ├── LockLostError           another run took over this one's lock; nothing more may be written
 ├── Interrupted             asked to stop by a signal; state is saved; exit code 143 or 130
 └── TransientError          time may heal it: these, and only these, are retried
@@ -53,6 +54,10 @@ class StorageError(GptflowError):
 
 class TrainingError(GptflowError):
     """Training met a state that a retry would only meet again."""
+
+
+class BudgetError(GptflowError):
+    """Stopped, saved, since the run took more than its budget. Not retried: only a person can raise it."""
 
 
 class LockLostError(GptflowError):

@@ -14,6 +14,7 @@ from gptmodel.artifacts import SCRATCH, Artifact, Request, Store, sha256_file, w
 from gptmodel.config import ModelConfig, PipelineConfig, recipe
 from gptmodel.errors import ConfigError, DataError
 from gptmodel.launch import run_child
+from gptmodel.planning.budget import refuse_over_budget
 from gptmodel.provenance import provenance
 from gptmodel.settings import parse_config
 from gptmodel.space import training_bytes
@@ -71,8 +72,13 @@ def pretrain(
 
     `on_line` gets the child's log lines; `watch` is entered while it trains, and only by the one that does train.
     LockHeldError if another run trains the same (or waits for it, if `wait`); whatever the child could not do comes
-    back as its own error.
+    back as its own error. ConfigError, and nothing is begun, where the forecast is above the budget of the settings;
+    BudgetError, with all saved, where the training itself goes above it.
     """
+    if training.config.train.budget.is_set and not _is_begun(store, training) and store.find(training.request) is None:
+        refuse_over_budget(
+            training.config, training.shards.summary["validation_tokens"], devices=processes_of(training.config)
+        )
 
     def build(building: Path) -> dict[str, Any]:
         with watch(training):
@@ -80,6 +86,11 @@ def pretrain(
 
     needed = training_bytes(training.config.model, training.config.train)
     return store.produce(training.request, build, wait=wait, needed=needed, seal=lambda: seal_log(training.run_dir))
+
+
+def _is_begun(store: Store, training: Training) -> bool:
+    """Whether there is a checkpoint to go on from: then the clock says what the forecast could only guess."""
+    return any((store.building_path(training.request) / SCRATCH).glob("checkpoints/step-*[1-9]*"))
 
 
 def seal_log(run_dir: Path) -> dict[str, Any]:
@@ -110,7 +121,7 @@ def run_training(
     }
     write_atomic(job, json.dumps(told, indent=2))
     threads = training.config.train.threads
-    run_child(job, processes=_processes(training.config), threads=threads, on_line=on_line)
+    run_child(job, processes=processes_of(training.config), threads=threads, on_line=on_line)
     summary: dict[str, Any] = json.loads((building / SCRATCH / "summary.json").read_text())
     return summary
 
@@ -143,7 +154,7 @@ def _check_fit(config: PipelineConfig, shards: Artifact) -> None:
             )
 
 
-def _processes(config: PipelineConfig) -> int:
+def processes_of(config: PipelineConfig) -> int:
     """One for each GPU, or one on a processor, unless the config says."""
     if config.train.processes or config.train.device == "cpu":
         return config.train.processes or 1

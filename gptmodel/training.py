@@ -21,7 +21,7 @@ from gptmodel.checkpoint import Checkpointer, TrainState
 from gptmodel.config import TrainConfig
 from gptmodel.datacheck import DataCheck
 from gptmodel.device import Machine, peak_memory_bytes
-from gptmodel.errors import Interrupted, TrainingError
+from gptmodel.errors import BudgetError, Interrupted, TrainingError
 from gptmodel.loss import perplexity
 from gptmodel.metrics_log import MetricsLog
 from gptmodel.model import GPT
@@ -95,6 +95,10 @@ class Trainer:
 
     data: DataCheck | None = None
     """The check of the data, where it may still be under way."""
+    over_budget: Callable[[float], str] | None = None
+    """Which bounds so many seconds of all attempts are above, in words; none where there is no budget."""
+    began: float = field(default_factory=time.perf_counter)
+    """When this attempt began, by `time.perf_counter`."""
 
     def __post_init__(self) -> None:
         self._step_module: nn.Module = self.model
@@ -104,17 +108,25 @@ class Trainer:
             self._step_module = nn.parallel.DistributedDataParallel(self._step_module)
         self._step_seconds: deque[float] = deque(maxlen=50)
         self._last_line = 0.0
+        self._earlier = 0.0
 
     def fit(self, state: TrainState) -> TrainState:
-        """Train from `state` to the last step, or to `until`. Interrupted, after saving, if a signal asks to stop."""
+        """Train from `state` to the last step, or to `until`.
+
+        After saving, Interrupted if a signal asks to stop, BudgetError if the attempts took more than the budget.
+        """
         config = self.config
         self.model.train()
+        self._earlier = state.elapsed
         if state.step == 0:
-            state = TrainState()  # evaluated anew: what a checkpoint of step 0 knows of it would count twice
+            # Evaluated anew: what a checkpoint of step 0 knows of it would count twice.
+            state = TrainState(elapsed=state.elapsed)
             self._validate(state)
             if config.publish == "best" or config.on_spike == "rollback":
                 self._save(state)
         last = min(self.until or config.max_steps, config.max_steps)
+        if state.step and state.step < last and not state.stopped_early and (over := self._over_budget(state)):
+            self._stop(state, over)  # at once: an attempt that may do nothing should not do a step
         while state.step < last and not state.stopped_early:
             started = time.perf_counter()
             self.checkpoints.raise_failed()
@@ -125,16 +137,18 @@ class Trainer:
             finished = state.step == config.max_steps
             improved = self._validate(state) if finished or state.step % config.eval_every == 0 else False
             stopping = self._stopping()
+            over = "" if finished or state.stopped_early else self._over_budget(state)
             if self._checkpoint_due(state, finished, improved):
                 state.anchor = state.step
                 self._save(state)
-            elif stopping:  # no anchor: a run that was never stopped does not have this checkpoint
+            elif stopping or over:  # no anchor: a run that was never stopped does not have this checkpoint
                 self._save(state)
-            if stopping:
-                self._stop(state)
+            if stopping or over:
+                self._stop(state, over)
         if self.data is not None:
             self.data.wait()
         self.checkpoints.wait()
+        self._count_time(state)
         return state
 
     def _advance_on_checked(self, state: TrainState) -> Seen:
@@ -293,6 +307,7 @@ class Trainer:
         if self.data is not None:
             self.data.wait()  # nothing is kept that was learned from bytes which nobody checked
         if self.rank == 0:
+            self._count_time(state)
             self.metrics.sync()
             self.checkpoints.save(self.model, self.optimizer, state)
 
@@ -305,8 +320,27 @@ class Trainer:
         self.stop.signum = int(signum)
         return self.stop.signum != 0
 
-    def _stop(self, state: TrainState) -> None:
+    def _count_time(self, state: TrainState) -> None:
+        state.elapsed = self._earlier + time.perf_counter() - self.began
+
+    def _over_budget(self, state: TrainState) -> str:
+        """Count the time, and say which bounds it is above; all ranks get the same answer."""
+        self._count_time(state)
+        if self.over_budget is None:
+            return ""
+        if self.world > 1:
+            longest = torch.tensor(state.elapsed, dtype=torch.float64)
+            dist.all_reduce(longest, dist.ReduceOp.MAX)
+            state.elapsed = float(longest)
+        return self.over_budget(state.elapsed)
+
+    def _stop(self, state: TrainState, over: str) -> None:
         self.checkpoints.wait()
+        if not self.stop.signum:
+            raise BudgetError(
+                f"over the budget after step {state.step} of {self.config.max_steps}: {over}; saved. Raise it and run "
+                "the same command to go on"
+            )
         raise Interrupted(
             f"stopped after step {state.step} of {self.config.max_steps}; saved. Run the same command to go on",
             self.stop.signum,

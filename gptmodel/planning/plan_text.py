@@ -108,6 +108,14 @@ def _money(found: Bill, rates: Rates) -> list[Row]:
     ]
 
 
+def budget_section(plan: Forecast, over: str) -> Section:
+    """Whether the training would be started; `over` names the bounds that the forecast is above."""
+    if plan.trial is None:
+        return Section("Budget", [("not known", "", "nothing was measured here; plan without --no-measure")])
+    row = ("over", "refused", over) if over else ("within", "yes", "by the forecast; the clock of the run decides")
+    return Section("Budget", [row])
+
+
 def _elsewhere(offers: tuple[Offer, ...], rates: Rates) -> Section:
     rows = []
     for offer in offers:

@@ -175,6 +175,12 @@ def test_a_table_of_ones_own(tmp_path: Path) -> None:
     assert "pu: Unexpected keyword argument" in wrong
 
 
+def test_a_plan_says_what_the_budget_makes_of_it() -> None:
+    told = gptflow("smoke", "--no-measure", "--set", "train.budget.max_cost=1")
+    assert "nothing was measured" in told.stdout
+    assert "over_budget" not in json.loads(gptflow("smoke", "--no-measure", "--json").stdout)
+
+
 def test_the_plot_is_whole_or_not_there(tmp_path: Path) -> None:
     plot = tmp_path / "best.png"
     assert gptflow("--best-for", "1e18", "--plot", str(plot)).exit_code == 0
