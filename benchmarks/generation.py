@@ -1,16 +1,18 @@
 """How fast text is written: this project's generation beside `transformers.generate`, with the same weights.
 
-    python -m benchmarks.generation [--models small,124m] [--batches 1,8] [--tokens 128] [--rounds 3] [--threads 1]
+    python -m benchmarks.generation [--models small,124m] [--batches 1,8] [--tokens 64] [--rounds 3] [--threads 2]
 
-GPT-2 shapes with random weights, float32 for both, a prompt of 64 tokens; greedy, and drawn with top-k 50. The two take
-turns in one process, each warmed up first. A greedy row counts only where both wrote the same tokens, a drawn one where
-the logits of the next token agree (the two draw from generators of their own). Seconds are given twice: of the clock,
-and of the processor, which other work on the machine disturbs less.
+GPT-2 shapes with random weights and a prompt of 64 tokens; greedy, drawn with top-k 50, and greedy in bfloat16. The two
+take turns in one process, each warmed up first. A greedy row in float32 counts only where both wrote the same tokens,
+the others where the logits in float32 agree (the two draw from generators of their own, and round where they please).
+Seconds are given twice: of the clock, and of the processor, which other work on the machine disturbs less. Rows of an
+earlier call stay in the file until they are measured again.
 """
 
 from __future__ import annotations
 
 import argparse
+import copy
 import json
 import os
 import platform
@@ -39,6 +41,7 @@ MODELS = {
 DECODINGS: dict[str, dict[str, Any]] = {
     "greedy": {"temperature": 0.0},
     "top-k 50": {"temperature": 1.0, "top_k": 50},
+    "greedy, bfloat16": {"temperature": 0.0, "precision": "bfloat16"},
 }
 
 
@@ -55,6 +58,7 @@ def writers(ours: GPT, theirs: Any, ids_BT: Tensor, asked: dict[str, Any], token
     """One call of each: new tokens for every row, end tokens ignored."""
     decoding = DecodingConfig(**asked, max_new_tokens=tokens, stop_at_end_token=False)
     drawn = {"do_sample": False} if decoding.temperature == 0 else {"do_sample": True, "top_k": 0, **asked}
+    theirs = copy.deepcopy(theirs).to(torch.bfloat16) if decoding.precision == "bfloat16" else theirs
 
     def by_theirs() -> list[list[int]]:
         written = theirs.generate(
@@ -96,7 +100,7 @@ def race(calls: dict[str, Callable[[], Any]], rounds: int, tokens: int) -> dict[
     return {"same_tokens": same, "ms_per_step": medians, "times_as_fast": ratios, "all_ms": found}
 
 
-def save(given: argparse.Namespace, load_before: float, rows: list[dict[str, Any]]) -> None:
+def save(given: argparse.Namespace, load_before: float, new: list[dict[str, Any]]) -> None:
     machine = {
         "cores": os.cpu_count(),
         "threads": given.threads,
@@ -107,6 +111,9 @@ def save(given: argparse.Namespace, load_before: float, rows: list[dict[str, Any
         "torch": torch.__version__,
         "transformers": transformers.__version__,
     }
+    key = ("model", "batch", "decoding")
+    old = json.loads(RESULTS.read_text())["rows"] if RESULTS.exists() else []
+    rows = [*(row for row in old if all(any(row[k] != other[k] for k in key) for other in new)), *new]
     told = {"prompt_tokens": PROMPT_TOKENS, "new_tokens": given.tokens, "rounds": given.rounds}
     RESULTS.parent.mkdir(exist_ok=True)
     RESULTS.write_text(json.dumps({**told, "machine": machine, "rows": rows}, indent=2) + "\n")
@@ -116,9 +123,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("--models", default="small,124m")
     parser.add_argument("--batches", default="1,8")
-    parser.add_argument("--tokens", type=int, default=128)
+    parser.add_argument("--decodings", default="|".join(DECODINGS), help="separated by |")
+    parser.add_argument("--tokens", type=int, default=64)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--threads", type=int, default=os.cpu_count())
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
     rows = []
@@ -128,7 +136,8 @@ def main() -> None:
         for batch in map(int, given.batches.split(",")):
             ids_BT = torch.randint(50_257, (batch, PROMPT_TOKENS), generator=torch.Generator().manual_seed(0))
             worst = agree(ours, theirs, ids_BT)
-            for label, asked in DECODINGS.items():
+            for label in given.decodings.split("|"):
+                asked = DECODINGS[label]
                 for warm in writers(ours, theirs, ids_BT, asked, 4).values():
                     warm()
                 calls = writers(ours, theirs, ids_BT, asked, given.tokens)

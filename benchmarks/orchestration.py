@@ -70,7 +70,7 @@ def measure(folder: Path, rounds: int) -> dict[str, Any]:
         run(folder, ["-m", "tasks.services", "down"])
     alone = [run(folder, RUN) for _ in range(min(rounds, 3))]
     return {
-        "machine": {"processors": os.cpu_count(), "load": os.getloadavg(), "platform": platform.platform()},
+        "machine": {"processors": os.cpu_count(), "load": os.getloadavg(), "platform": platform.system()},
         "versions": {name: version(name) for name in ("prefect", "mlflow", "torch")},
         "make_up": medians([up]),
         "first_run": {

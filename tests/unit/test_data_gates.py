@@ -239,6 +239,19 @@ def test_benchmark_files_that_cannot_be_read(texts: Texts, tmp_path: Path, name:
         checked(texts.store, corpus, gates(benchmarks="fail", benchmark_files=(str(tmp_path / name),)))
 
 
+def test_a_report_is_made_anew_when_a_benchmark_file_holds_other_text(texts: Texts, tmp_path: Path) -> None:
+    corpus = texts.corpus(f"document {n} of a corpus" for n in range(20))
+    file, moved = tmp_path / "quiz.txt", tmp_path / "elsewhere" / "quiz.txt"
+    file.write_text("the first question of a quiz that nobody has seen\n")
+    moved.parent.mkdir()
+    first, _ = checked(texts.store, corpus, gates(benchmark_files=(str(file),)))
+    moved.write_text(file.read_text())
+    assert checked(texts.store, corpus, gates(benchmark_files=(str(moved),))) == (first, True)
+    file.write_text("another question of a quiz that nobody has seen\n")
+    other, reused = checked(texts.store, corpus, gates(benchmark_files=(str(file),)))
+    assert (other.fingerprint != first.fingerprint, reused) == (True, False)
+
+
 def test_personal_data_is_found_and_not_shown(texts: Texts) -> None:
     text = (
         "Write to jane.doe@example.org or call +44 20 7946 0958, (555) 123-4567; pay to DE89 3704 0044 0532 0130 00 "
