@@ -15,6 +15,7 @@ _ACTIVATION_BYTES = (
     34  # per token, layer and unit of width, in 16 bits (Korthikanti et al. 2022, arXiv:2205.05198, eq. 2)
 )
 _RESIDUAL_BYTES = 8  # and, per token, layer and unit of width, the residual stream in float32 at two places
+_BLOCK = 256  # queries at once in `gptmodel.attention`, which this module cannot ask: it imports torch
 _LOGITS = 1 << 25  # that are there at one time (`gptmodel.loss` takes so many), and once more as their gradient
 
 
@@ -61,7 +62,7 @@ class Memory:
     weights: int
     gradients: int
     optimizer: int
-    """AdamW's two moments."""
+    """AdamW's two moments; Muon keeps one for the blocks' matrices."""
     activations: int
     """Of one micro-batch, kept for the way back."""
     logits: int
@@ -99,8 +100,18 @@ def rule_of_six(n_params: int) -> int:
     return 6 * n_params
 
 
-def memory(model: ModelConfig, micro_batch_size: int, *, bfloat16: bool) -> Memory:
-    """Estimate for a device that holds the whole model, attention never storing its matrix.
+def kept_probabilities(context_length: int) -> int:
+    """Attention probabilities of one head and sequence that `gptmodel.attention` keeps for the way back."""
+    starts = range(0, context_length, _BLOCK)
+    return sum((min(start + _BLOCK, context_length) - start) * min(start + _BLOCK, context_length) for start in starts)
+
+
+def memory(
+    model: ModelConfig, micro_batch_size: int, *, bfloat16: bool, keeps_attention: bool = False, muon: bool = False
+) -> Memory:
+    """Estimate for a device that holds the whole model.
+
+    Attention stores its matrix only where `keeps_attention`: bfloat16 on a processor, without dropout.
 
     Activations by Korthikanti et al. 2022 without the attention matrix, and twice that where all is float32. The
     caching allocator's own waste and the framework's few hundred MB come on top.
@@ -108,11 +119,13 @@ def memory(model: ModelConfig, micro_batch_size: int, *, bfloat16: bool) -> Memo
     N = count_parameters(model).total
     tokens = micro_batch_size * model.context_length
     a_place = _ACTIVATION_BYTES + _RESIDUAL_BYTES if bfloat16 else 2 * _ACTIVATION_BYTES
+    kept = micro_batch_size * model.n_head * kept_probabilities(model.context_length) if keeps_attention else 0
+    by_muon = model.n_layer * 12 * model.n_embd**2 if muon else 0
     return Memory(
         weights=_FLOAT32 * N,
         gradients=_FLOAT32 * N,
-        optimizer=2 * _FLOAT32 * N,
-        activations=tokens * model.n_layer * model.n_embd * a_place,
+        optimizer=_FLOAT32 * (2 * N - by_muon),
+        activations=model.n_layer * (tokens * model.n_embd * a_place + _BFLOAT16 * kept),
         logits=2 * _FLOAT32 * min(tokens * model.vocab_size, _LOGITS),
         casts=_BFLOAT16 * N if bfloat16 else 0,
     )

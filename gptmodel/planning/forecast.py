@@ -154,9 +154,11 @@ def forecast(
     grams = rates.grid(grid)
     total = float(flops.exact) * tokens
     bf16 = trial.precision == "bfloat16" if trial else train.precision != "float32"
-    evaluations, checkpoints = _times(train.max_steps, train.eval_every), train.max_steps // train.checkpoint_every
+    keeps = bf16 and not model.dropout and (trial.device if trial else train.device) == "cpu"
+    evaluations = _times(train.max_steps, train.eval_every)
+    checkpoints = -(-train.max_steps // train.checkpoint_every)  # the last step always has one
     scored = min(train.eval_tokens or validation_tokens, validation_tokens or train.eval_tokens)
-    seconds = _seconds(config, trial, evaluations, scored, max(1, checkpoints)) if trial else 0.0
+    seconds = _seconds(config, trial, evaluations, scored, checkpoints) if trial else 0.0
     local = rates.this_machine["gpu" if trial and trial.device == "cuda" else "cpu"]
     return Forecast(
         name=config.name,
@@ -167,8 +169,14 @@ def forecast(
         tokens=tokens,
         epochs=tokens / train_tokens if train_tokens else 0.0,
         evaluations=evaluations,
-        checkpoints=max(1, checkpoints),
-        memory=memory(model, train.micro_batch_size, bfloat16=bf16),
+        checkpoints=checkpoints,
+        memory=memory(
+            model,
+            train.micro_batch_size,
+            bfloat16=bf16,
+            keeps_attention=keeps,
+            muon=train.optimizer.kind == "muon",
+        ),
         trial=trial,
         seconds=seconds,
         here=bill(seconds / 3600, local.watts, local.per_hour, rates.pue, grams) if trial else None,

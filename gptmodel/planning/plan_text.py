@@ -71,7 +71,7 @@ def _memory(plan: Forecast) -> Section:
     rows = [
         ("weights", size(held.weights), "float32"),
         ("gradients", size(held.gradients), "float32"),
-        ("optimizer", size(held.optimizer), "two moments"),
+        ("optimizer", size(held.optimizer), "two moments; Muon keeps one for the blocks' matrices"),
         ("activations", size(held.activations), "of one micro-batch (estimate)"),
         ("logits", size(held.logits), "some rows at a time"),
         ("casts", size(held.casts), "bfloat16 weights, under autocast"),

@@ -6,6 +6,7 @@ import json
 import math
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import pytest
 import torch
@@ -15,10 +16,18 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from flows.plan_command import plan
-from gptmodel.config import ModelConfig
+from gptmodel.attention import causal_attention
+from gptmodel.config import ModelConfig, OptimizerConfig
 from gptmodel.errors import ConfigError, StorageError
 from gptmodel.model import GPT
-from gptmodel.planning.arithmetic import count_parameters, flops_per_token, largest_micro_batch, memory
+from gptmodel.optimizer import make_optimizer
+from gptmodel.planning.arithmetic import (
+    count_parameters,
+    flops_per_token,
+    kept_probabilities,
+    largest_micro_batch,
+    memory,
+)
 from gptmodel.planning.examples import EXAMPLES
 from gptmodel.planning.forecast import forecast
 from gptmodel.planning.rates import SHIPPED, bill, load_rates
@@ -60,6 +69,30 @@ def test_memory_is_that_of_the_model_and_grows_with_the_micro_batch() -> None:
     assert (held.weights, held.gradients, held.optimizer) == (4 * N, 4 * N, 8 * N)
     assert memory(GPT2_124M, 8, bfloat16=True).activations == 2 * held.activations
     assert memory(GPT2_124M, 4, bfloat16=False).activations > held.activations
+
+
+@pytest.mark.parametrize("T", [48, 256, 600])
+def test_the_attention_that_is_kept_is_what_torch_saves(T: int) -> None:
+    saved: list[torch.Tensor] = []
+    qkv = torch.randn(2, T, 3 * 32, dtype=torch.bfloat16, requires_grad=True)
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t) or t, lambda t: t):
+        causal_attention(qkv, 4)
+    probabilities = sum(t.numel() for t in saved) - qkv.numel()
+    assert probabilities == 2 * 4 * kept_probabilities(T)
+    model = replace(SMALL, context_length=T)
+    kept, not_kept = (memory(model, 2, bfloat16=True, keeps_attention=k).activations for k in (True, False))
+    assert kept - not_kept == 2 * SMALL.n_layer * 2 * SMALL.n_head * kept_probabilities(T)
+
+
+@pytest.mark.parametrize("kind", ["adamw", "muon"])
+def test_the_optimizer_holds_as_much_as_it_is_counted_for(kind: Literal["adamw", "muon"]) -> None:
+    model = GPT(SMALL, seed=1)
+    optimizer = make_optimizer(model, OptimizerConfig(kind=kind))
+    ids = torch.randint(SMALL.vocab_size, (1, 8))
+    model(ids, ids).backward()
+    optimizer.step()
+    held = [t for fields in optimizer.state.values() for t in fields.values() if t.dim()]  # not the step counts
+    assert sum(4 * t.numel() for t in held) == memory(SMALL, 1, bfloat16=False, muon=kind == "muon").optimizer
 
 
 @pytest.mark.parametrize("room", [20e9, 33e9, 80e9])
@@ -134,7 +167,7 @@ def test_what_a_plan_reckons_for_other_hardware() -> None:
     assert offer.bill.co2_kg == pytest.approx(offer.bill.kwh * 0.1)
     assert found.tokens == 19_073 * 512 * 1024
     assert found.epochs == pytest.approx(found.tokens / 1e9)
-    assert (found.evaluations, found.checkpoints) == (78, 19)
+    assert (found.evaluations, found.checkpoints) == (78, 20)  # the last step is no multiple, and is saved
 
 
 @pytest.mark.parametrize(
