@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 @click.option("--rates", "rates_file", type=click.Path(path_type=Path), help="Your own table of prices and power.")
 @click.option("--best-for", metavar="FLOPS", type=float, help="Best model size and tokens for a budget of operations.")
 @click.option("--plot", type=click.Path(path_type=Path), help="With --best-for: draw loss against size into this PNG.")
+@click.option("--report", is_flag=True, help="How far the forecasts of this store's past runs were off.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as one JSON object.")
 def plan(what: str, as_json: bool, rates_file: Path | None, **given: Any) -> None:
     """What training WHAT will take: parameters, operations, memory, time, money, energy, disk, loss.
@@ -45,7 +46,9 @@ def plan(what: str, as_json: bool, rates_file: Path | None, **given: Any) -> Non
     given["rates_given"] = rates_file is not None
     if given["plot"] and not given["best_for"]:
         raise ConfigError("--plot draws the answer of --best-for; give both, such as --best-for 1e18 --plot best.png")
-    if given["best_for"] is not None:
+    if given["report"]:
+        found, told = _report()
+    elif given["best_for"] is not None:
         found, told = _advice(given["best_for"], given["plot"])
     elif what in EXAMPLES:
         found, told = _example(what, rates, given["grid"])
@@ -55,6 +58,18 @@ def plan(what: str, as_json: bool, rates_file: Path | None, **given: Any) -> Non
         click.echo(json.dumps(told, ensure_ascii=False))
     else:
         _show(found)
+
+
+def _report() -> tuple[list[Section], dict[str, Any]]:
+    from dataclasses import asdict
+
+    from gptmodel.artifacts import open_store
+    from gptmodel.planning.plan_text import score_section
+    from gptmodel.planning.score import past_scores
+
+    found = past_scores(open_store())
+    told = {name: [{**asdict(score), "error": score.error} for score in each] for name, each in found.items()}
+    return [score_section(found)], told
 
 
 def _example(what: str, rates: Rates, grid: str) -> tuple[list[Section], dict[str, Any]]:
@@ -76,10 +91,12 @@ def _example(what: str, rates: Rates, grid: str) -> tuple[list[Section], dict[st
 
 
 def _training(what: str, rates: Rates, given: dict[str, Any]) -> tuple[list[Section], dict[str, Any]]:
+    from gptmodel.artifacts import open_store
     from gptmodel.planning.budget import over_budget
     from gptmodel.planning.forecast import forecast, measure
     from gptmodel.planning.plan_text import budget_section, sections
     from gptmodel.planning.rates import load_rates
+    from gptmodel.planning.score import correction
 
     config = _settings(what, given["file"], given["sets"])
     budget = config.train.budget
@@ -87,14 +104,13 @@ def _training(what: str, rates: Rates, given: dict[str, Any]) -> tuple[list[Sect
         rates = load_rates(Path(budget.rates))
     summary: dict[str, Any] = {}
     if given["shards"]:
-        from gptmodel.artifacts import open_store
-
         summary = open_store().resolve(given["shards"]).summary
     reckon = {name: given[name] for name in ("on", "devices", "mfu", "grid")}
     forecast(config, rates, **reckon)  # a wrong argument is told before minutes are spent on measuring
     trial = measure(config, given["trial_steps"]) if given["measure"] else None
+    factor = correction(open_store(), trial) if trial else 1.0
     tokens = {name: summary.get(name, 0) for name in ("train_tokens", "validation_tokens")}
-    found = forecast(config, rates, trial=trial, **tokens, **reckon)
+    found = forecast(config, rates, trial=trial, **tokens, **reckon, correction=factor)
     if not budget.is_set:
         return sections(found, rates), found.plain()
     over = over_budget(config, found, max(1, config.train.processes))

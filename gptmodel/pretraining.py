@@ -15,6 +15,9 @@ from gptmodel.config import ModelConfig, PipelineConfig, recipe
 from gptmodel.errors import ConfigError, DataError
 from gptmodel.launch import run_child
 from gptmodel.planning.budget import refuse_over_budget
+from gptmodel.planning.forecast import forecast
+from gptmodel.planning.rates import load_rates
+from gptmodel.planning.score import PLAN_FILE, save_plan, seal_plan
 from gptmodel.provenance import provenance
 from gptmodel.settings import parse_config
 from gptmodel.space import training_bytes
@@ -75,17 +78,25 @@ def pretrain(
     back as its own error. ConfigError, and nothing is begun, where the forecast is above the budget of the settings;
     BudgetError, with all saved, where the training itself goes above it.
     """
-    if training.config.train.budget.is_set and not _is_begun(store, training) and store.find(training.request) is None:
-        refuse_over_budget(
-            training.config, training.shards.summary["validation_tokens"], devices=processes_of(training.config)
-        )
+    config, tokens = training.config, training.shards.summary["validation_tokens"]
+    plan = None
+    if config.train.budget.is_set and not _is_begun(store, training) and store.find(training.request) is None:
+        plan = refuse_over_budget(config, tokens, processes_of(config), store)
 
     def build(building: Path) -> dict[str, Any]:
+        if plan or not (training.run_dir / PLAN_FILE).exists():  # one that goes on is held to its first forecast
+            save_plan(plan or forecast(config, load_rates(), validation_tokens=tokens), training.run_dir)
         with watch(training):
             return run_training(training, building, on_line=on_line)
 
     needed = training_bytes(training.config.model, training.config.train)
-    return store.produce(training.request, build, wait=wait, needed=needed, seal=lambda: seal_log(training.run_dir))
+    return store.produce(
+        training.request,
+        build,
+        wait=wait,
+        needed=needed,
+        seal=lambda: {**seal_log(training.run_dir), **seal_plan(training.run_dir)},
+    )
 
 
 def _is_begun(store: Store, training: Training) -> bool:

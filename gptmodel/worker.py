@@ -33,7 +33,7 @@ from gptmodel.loss import perplexity
 from gptmodel.metrics_log import MetricsLog, curve, read_lines
 from gptmodel.model import GPT
 from gptmodel.settings import parse_config
-from gptmodel.space import storage_errors, training_bytes
+from gptmodel.space import storage_errors, training_bytes, used_bytes
 from gptmodel.training import StopSignal
 from gptmodel.weights import load_weights, save_model
 
@@ -197,6 +197,8 @@ def _leave_product(
     write_atomic(building / "training.json", json.dumps(result, indent=2) + "\n")
     telemetry = {
         "seconds": round(state.seconds, 1),
+        "elapsed_seconds": round(state.elapsed, 1),
+        "disk_bytes": used_bytes(building),
         "tokens_per_second": round(last["speed/tokens_per_second"], 1),
         "peak_memory_bytes": peak_memory_bytes(machine.device),
         "machine": _in_words(machine),

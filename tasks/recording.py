@@ -22,6 +22,7 @@ from gptmodel.lineage import Lineage, artifact_of
 from gptmodel.lineage_graph import as_json
 from gptmodel.lineage_page import page as lineage_page
 from gptmodel.metrics_log import read_lines
+from gptmodel.planning.score import scores
 from gptmodel.plots import calibration_figure, loss_figure, optimizer_figure
 from gptmodel.rating.results import preferences_of
 from tasks.cards import evaluation_dataset
@@ -66,6 +67,7 @@ def record_model(
     registered = _register(run_id, logged, model, name) if name else ""
     link_model(run, logged, registered, model, chain)
     _record_gain(run_id, model)
+    _record_score(run_id, model)
     _record_lineage(run_id, model)
     set_tags(run_id, {"gptflow.model": model.digest, **({"gptflow.registered": registered} if registered else {})})
 
@@ -76,6 +78,16 @@ def _record_gain(run_id: str, model: Artifact) -> None:
         gain = model.summary["first_validation_loss"] - model.summary["best_validation_loss"]
         point = Metric("evaluation/training_gain", gain, _finished_ms(model), model.summary["best_step"], run_id=run_id)
         client().log_batch(run_id, metrics=[] if _is_there(run_id, point) else [point])
+
+
+def _record_score(run_id: str, model: Artifact) -> None:
+    """What was foretold of the run, what it took, and the error as a share."""
+    points = [
+        Metric(f"plan/{name}/{part}", value, _finished_ms(model), 0, run_id=run_id)
+        for name, score in scores(model.provenance, model.summary).items()
+        for part, value in (("forecast", score.forecast), ("actual", score.actual), ("error", score.error))
+    ]
+    client().log_batch(run_id, metrics=[point for point in points if not _is_there(run_id, point)])
 
 
 def _record_lineage(run_id: str, model: Artifact) -> None:

@@ -9,12 +9,14 @@ import logging
 from dataclasses import dataclass
 from pathlib import Path
 
+from gptmodel.artifacts import Store
 from gptmodel.budget_config import BudgetConfig
 from gptmodel.config import PipelineConfig
 from gptmodel.errors import ConfigError
 from gptmodel.planning.forecast import Forecast, forecast, measure
 from gptmodel.planning.plan_text import energy, money, span
 from gptmodel.planning.rates import Rates, bill, load_rates
+from gptmodel.planning.score import correction
 
 log = logging.getLogger(__name__)
 
@@ -52,8 +54,12 @@ def limit_of(budget: BudgetConfig, device: str, devices: int = 1) -> Limit:
     return Limit(budget, load_rates(Path(budget.rates) if budget.rates else None), device, devices)
 
 
-def refuse_over_budget(config: PipelineConfig, validation_tokens: int = 0, devices: int = 1) -> Forecast | None:
+def refuse_over_budget(
+    config: PipelineConfig, validation_tokens: int = 0, devices: int = 1, store: Store | None = None
+) -> Forecast | None:
     """Measure a few steps and forecast the training, as `gptflow plan` does; None where there is no budget.
+
+    Past runs of the store correct it.
 
     ConfigError that tells forecast and bound where it would take more.
     """
@@ -61,7 +67,9 @@ def refuse_over_budget(config: PipelineConfig, validation_tokens: int = 0, devic
         return None
     rates = limit_of(config.train.budget, "cpu").rates
     log.info("a budget is set: measuring a few steps first")
-    plan = forecast(config, rates, trial=measure(config), validation_tokens=validation_tokens)
+    trial = measure(config)
+    factor = correction(store, trial) if store else 1.0
+    plan = forecast(config, rates, trial=trial, validation_tokens=validation_tokens, correction=factor)
     if over := over_budget(config, plan, devices):
         raise ConfigError(
             f"not started, the forecast is over the budget: {over}. Raise it, or ask for less, such as a lower "

@@ -107,6 +107,8 @@ class Forecast:
     shard_bytes: int
     """Of as many tokens."""
     expected: Expected
+    correction: float = 1.0
+    """That `seconds` were multiplied by, since past runs on this machine took so much more or less than foretold."""
 
     @property
     def total_flops(self) -> float:
@@ -142,6 +144,7 @@ def forecast(
     devices: int = 1,
     mfu: float = 0.0,
     grid: str = "world",
+    correction: float = 1.0,
 ) -> Forecast:
     """The plan of a training. The tokens are how many the data has, if known; `on` names hardware of the table."""
     if devices < 1:
@@ -158,7 +161,7 @@ def forecast(
     evaluations = _times(train.max_steps, train.eval_every)
     checkpoints = -(-train.max_steps // train.checkpoint_every)  # the last step always has one
     scored = min(train.eval_tokens or validation_tokens, validation_tokens or train.eval_tokens)
-    seconds = _seconds(config, trial, evaluations, scored, checkpoints) if trial else 0.0
+    seconds = _seconds(config, trial, evaluations, scored, checkpoints) * correction if trial else 0.0
     local = rates.this_machine["gpu" if trial and trial.device == "cuda" else "cpu"]
     return Forecast(
         name=config.name,
@@ -192,6 +195,7 @@ def forecast(
             model.vocab_size,
             tokens / train_tokens if train_tokens else 0.0,
         ),
+        correction=correction,
     )
 
 

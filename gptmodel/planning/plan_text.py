@@ -8,6 +8,7 @@ from gptmodel.planning.examples import Example
 from gptmodel.planning.forecast import Forecast, Offer
 from gptmodel.planning.rates import Bill, Rates, bill
 from gptmodel.planning.scaling import Advice
+from gptmodel.planning.score import Score, median_and_worst
 
 Row = tuple[str, str, str]
 _YEAR_HOURS = 24 * 365.25
@@ -88,7 +89,11 @@ def _here(plan: Forecast, rates: Rates) -> Section:
     return Section(
         f"This machine, measured ({trial.device}, {trial.machine}, {trial.threads} threads, {trial.precision})",
         [
-            ("time", span(plan.seconds / 3600), "start, steps, evaluations, samples and checkpoints"),
+            (
+                "time",
+                span(plan.seconds / 3600),
+                f"start, steps, evaluations, samples and checkpoints{_corrected(plan)}",
+            ),
             ("step", f"{trial.step_seconds:.3g} s", f"{plan.tokens / plan.steps / trial.step_seconds:,.0f} tokens/s"),
             ("MFU", f"{100 * plan.mfu:.1f} %", f"of {trial.peak_flops:.3g} FLOP/s, {trial.peak_source}"),
             (
@@ -106,6 +111,22 @@ def _money(found: Bill, rates: Rates) -> list[Row]:
         ("cost", money(found.cost, rates.currency), f"by the table of {rates.as_of}; edit it with --rates"),
         ("energy, CO2", f"{energy(found.kwh)}, {mass(found.co2_kg)}", "at full power; CO2-equivalent of the grid"),
     ]
+
+
+def _corrected(plan: Forecast) -> str:
+    return f"; times {plan.correction:.2f}, as past runs here took" if plan.correction != 1.0 else ""
+
+
+def score_section(found: dict[str, list[Score]]) -> Section:
+    """How far past forecasts were off."""
+    rows = [("nothing", "", "no training of this store has a forecast yet")]
+    if found:
+        rows = [
+            (name.replace("_", " "), f"{100 * middle:+.1f} %", f"median of {len(each)}; worst {100 * worst:+.1f} %")
+            for name, each in found.items()
+            for middle, worst in [median_and_worst(each)]
+        ]
+    return Section("Past forecasts: how much more the runs took", rows)
 
 
 def budget_section(plan: Forecast, over: str) -> Section:

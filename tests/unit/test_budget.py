@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
+from flows.plan_command import plan as plan_command
 from gptmodel import training as loop
 from gptmodel.artifacts import Artifact, Store
 from gptmodel.budget_config import BudgetConfig
@@ -16,10 +19,13 @@ from gptmodel.checkpoint import TrainState
 from gptmodel.config import PipelineConfig
 from gptmodel.errors import BudgetError, ConfigError
 from gptmodel.planning import budget as budgets
+from gptmodel.planning import score as score_room
 from gptmodel.planning.budget import limit_of, over_budget, refuse_over_budget
 from gptmodel.planning.forecast import Trial, forecast
 from gptmodel.planning.rates import SHIPPED, load_rates
+from gptmodel.planning.score import Score, correction, median_and_worst, scores
 from gptmodel.pretraining import plan_training, pretrain
+from gptmodel.settings import load_config
 from tests.unit.test_spikes import CONFIG, Run, same
 
 Tiny = Callable[..., PipelineConfig]
@@ -149,7 +155,7 @@ def test_the_training_process_keeps_to_its_budget(
     tiny: Tiny, tiny_data: tuple[Store, Artifact], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Through the child: its own start already takes more than this; without a bound it goes on to the end."""
-    monkeypatch.setattr(budgets, "measure", lambda _: replace(TRIAL, step_seconds=0.0, start_seconds=0.0))
+    monkeypatch.setattr(budgets, "measure", lambda _: replace(TRIAL, step_seconds=1e-9, start_seconds=0.0))
     for kind in ("corpus", "shards"):
         shutil.copytree(tiny_data[0].root / kind, tmp_path / "store" / kind)
     store = Store(tmp_path / "store")
@@ -157,6 +163,43 @@ def test_the_training_process_keeps_to_its_budget(
     with pytest.raises(BudgetError, match=r"over the budget after step 1 of 12: .* train.budget.max_cost 1e-06 USD"):
         pretrain(store, plan_training(store, tiny("train.budget.max_cost=1e-6"), shards), on_line=lambda _: None)
     lines: list[str] = []
-    made, _ = pretrain(store, plan_training(store, tiny(), shards), on_line=lines.append)
+    bounded = tiny("train.budget.max_hours=1")
+    made, _ = pretrain(store, plan_training(store, bounded, shards), on_line=lines.append)
     assert any(line.startswith("going on from the checkpoint of step 1") for line in lines)
     assert made.summary["step"] == 12
+
+
+@pytest.fixture
+def scored(tiny: Tiny, tiny_data: tuple[Store, Artifact], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Store:
+    """A store with one real training that was measured before: its steps were foretold to take two seconds."""
+    monkeypatch.setattr(budgets, "measure", lambda _: TRIAL)
+    for kind in ("corpus", "shards"):
+        shutil.copytree(tiny_data[0].root / kind, tmp_path / "store" / kind)
+    store = Store(tmp_path / "store")
+    config = tiny("train.budget.max_hours=1", "train.max_steps=2")
+    pretrain(store, plan_training(store, config, store.resolve(tiny_data[1].label)), on_line=lambda _: None)
+    return store
+
+
+def test_a_finished_run_is_scored_and_corrects_the_next(scored: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    (made,) = [found for found in scored.artifacts() if found.kind == "checkpoint"]
+    found = scores(made.provenance, made.summary)
+    assert set(found) == {"seconds", "tokens_per_second", "peak_memory_bytes", "disk_bytes", "loss"}
+    assert found["seconds"].forecast == 2 * 2 + 1
+    assert found["seconds"].actual == made.summary["elapsed_seconds"] > made.summary["seconds"]
+    assert found["tokens_per_second"].forecast == 4 * 32 / 2
+    assert 0 < found["disk_bytes"].actual <= found["disk_bytes"].forecast
+    assert Score(10, 12).error == pytest.approx(0.2)
+    assert median_and_worst([Score(10, 12), Score(10, 5), Score(10, 11)]) == (pytest.approx(0.1), -0.5)
+    assert "seconds" not in scores(made.provenance, {**made.summary, "stopped_early": True})
+    monkeypatch.setenv("GPTFLOW_STORE", str(scored.root))
+    told = CliRunner().invoke(plan_command, ["--report", "--json"])
+    assert json.loads(told.stdout)["seconds"][0]["error"] == found["seconds"].error
+    assert "median of 1; worst" in CliRunner().invoke(plan_command, ["--report"]).stdout
+    assert correction(scored, TRIAL) == 1.0, "one run is not enough"
+    monkeypatch.setattr(score_room, "_ENOUGH", 1)
+    factor = found["seconds"].actual / found["seconds"].forecast
+    assert correction(scored, TRIAL) == pytest.approx(factor)
+    assert correction(scored, replace(TRIAL, threads=9)) == 1.0, "another machine"
+    raised = forecast(load_config("smoke"), load_rates(), trial=TRIAL, correction=2.0)
+    assert raised.seconds == 2 * forecast(load_config("smoke"), load_rates(), trial=TRIAL).seconds
