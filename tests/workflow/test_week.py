@@ -1,7 +1,4 @@
-"""A week in an hour: nights of scheduled retraining with a real server and worker, and what they leave behind.
-
-A server that goes down during a run is in `test_crashes.py`; what is told of a night, in `test_notifying.py`.
-"""
+"""A week in an hour: nights of scheduled retraining with a real server and worker, and what they leave behind."""
 
 from __future__ import annotations
 
@@ -132,7 +129,7 @@ def week(tmp_path: Path, tiny_sets: list[str]) -> Iterator[Week]:
         yield Week(project, text, sets)
 
 
-def test_six_nights(week: Week) -> None:
+def test_seven_nights(week: Week) -> None:
     project = week.project
 
     # Monday: data, told by whoever brought it.
@@ -162,7 +159,8 @@ def test_six_nights(week: Week) -> None:
 
     # Thursday: data again, and a training that learns less than the champion knows.
     week.arrive(200)
-    assert "not shown to be better" in week.end(week.start("train.max_steps=2"))
+    thursday = week.start("train.max_steps=2")
+    assert "not shown to be better" in week.end(thursday)
     ledger = week.ledger.read()
     assert ledger.champion == first
     assert ledger.challenger is not None
@@ -189,10 +187,19 @@ def test_six_nights(week: Week) -> None:
     week.end(saturday)
     assert project.of(saturday) == ("Completed", 1)
 
+    # Sunday: the server goes down in the midst of the night, and whoever finds it runs `make up`.
+    week.arrive(500)
+    before = week.trainings()
+    sunday = week.start(*long)
+    until(lambda: week.steps_of_new(before) >= 100, "training to be under way", seconds=300)
+    project.kill("prefect")
+    project.up()
+    week.end(sunday)
+
     ledger = week.ledger.read()
     decided = [entry for entry in ledger.entries if entry.action == "decide"]
     assert [entry.outcome for entry in decided[:3]] == ["promoted", "kept", "promoted"]
-    assert len(decided) == 4, "Monday, Thursday, Friday, Saturday"
+    assert len(decided) == 5, "Monday, Thursday, Friday, Saturday, Sunday"
     promoted = [entry for entry in decided if entry.outcome == "promoted"]
     assert ledger.champion == promoted[-1].subject
     assert ledger.previous == promoted[-2].subject
@@ -202,3 +209,10 @@ def test_six_nights(week: Week) -> None:
     tags = {tag["key"]: tag["value"] for tag in version["model_version"]["tags"]}
     assert ledger.champion is not None
     assert tags["gptflow.fingerprint"].startswith(ledger.champion.label.split("/")[1])
+
+    # Somebody was told of the bad data and of the model that was not better, and of no good night.
+    subjects = {said["subject"] for said in project.told}
+    names = {run: str(ask(f"{project.api}/flow_runs/{run}")["name"]) for run in week.runs}
+    spoken_of = {run for run, name in names.items() if any(f"/ {name} " in f"{subject} " for subject in subjects)}
+    assert wednesday in spoken_of, subjects
+    assert spoken_of <= {wednesday, thursday}, subjects
