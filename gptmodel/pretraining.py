@@ -24,9 +24,8 @@ from gptmodel.space import training_bytes
 
 log = logging.getLogger(__name__)
 KIND = "checkpoint"
-RECIPE_VERSION = (
-    3  # 1 had torch's attention in bfloat16 on a processor, 2 other chunks of logits; the data is in the same order
-)
+# 1 had torch's own attention in bfloat16 on a processor, 2 other chunks of logits; the data is in the same order.
+RECIPE_VERSION = 3
 RUNS = ".runs"  # in the store: the log of each training, by fingerprint
 LOG_HASHES = "run_log"  # in a manifest's provenance: name and sha256
 SEALED = ("metrics.jsonl", "job.json")  # they are written no more once the model is published

@@ -180,7 +180,7 @@ def test_a_step_that_will_not_fit_is_refused_before_it_starts(disk: Disk, text_d
 def test_a_disk_that_fills_up_stops_the_step_and_the_next_run_goes_on(
     disk: Disk, text_dir: Path, step: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("gptmodel.corpus._GROUP_BYTES", 4_000)
+    monkeypatch.setattr("gptmodel.documents._GROUP_BYTES", 4_000)
     before = state(disk.store)
 
     def fill(done: int, total: int, unit: str) -> None:
