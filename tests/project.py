@@ -21,6 +21,7 @@ from typing import Any
 import psutil
 
 from tasks.processes import ask
+from tests.conftest import write_text
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
@@ -129,3 +130,29 @@ def opened(folder: Path, deployments: str, files: Mapping[str, str]) -> Iterator
             yield project
         finally:
             project.run("-m", "tasks.services", "down")
+
+
+def night_sets(tiny_sets: list[str], name: str, text: Path) -> list[str]:
+    """`--set` values of nights of retraining on the text files of a folder, over `tiny_sets`; steps are left open."""
+    kept = [each for each in tiny_sets if not each.startswith(("corpus.source.paths", "name=", "train.max_steps"))]
+    return [
+        *kept,
+        f"name={name}",
+        f"corpus.source.paths=['{text}/*.txt']",
+        "corpus.validation_fraction=0.3",
+        "evaluate.max_tokens=0",
+        "evaluate.memorised_tokens=8",
+        "retrain.active=true",
+        "retrain.selection_fraction=0.15",
+        "retrain.gate.min_documents=10",
+        "retrain.gate.max_repeated=1",
+        "retrain.gate.max_memorised=1",
+        "train.optimizer.warmup_steps=2",
+    ]
+
+
+def more_text(text: Path, start: int, documents: int = 40) -> None:
+    """More documents in a folder of text files, all different from those before."""
+    made = write_text(text.parent / f"more-{start}", documents=documents + start, sentences=8)
+    for number in range(start, start + documents):
+        (text / f"new-{number:03d}.txt").write_text(f"Arrived {number}. {(made / f'{number:03d}.txt').read_text()}")

@@ -12,7 +12,9 @@ import pytest
 import torch
 
 import gptmodel.datacheck as module
+import gptmodel.replay as replay_module
 from gptmodel.artifacts import Artifact, Request, Store
+from gptmodel.assembly import Job
 from gptmodel.batches import Batches
 from gptmodel.checkpoint import Checkpointer, TrainState
 from gptmodel.config import ModelConfig, OptimizerConfig, TrainConfig
@@ -142,3 +144,16 @@ def test_sound_data_are_waited_for_and_trained_on(shards: Artifact, tmp_path: Pa
     training.checkpoints.close()
     training.metrics.close()
     assert len(list((tmp_path / "checkpoints").iterdir())) == 2
+
+
+def test_a_step_is_not_shown_again_from_damaged_data(
+    shards: Artifact, tmp_path: Path, slow: threading.Event, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    damage(shards)
+    training = trainer(shards, tmp_path, DataCheck(shards))
+    monkeypatch.setattr(replay_module, "assemble", lambda *_: training)
+    job = Job({"train": {"device": "cpu", "precision": "float32"}}, "", "", str(tmp_path), str(tmp_path))
+    threading.Timer(0.2, slow.set).start()
+    with pytest.raises(ArtifactError, match=r"train-00000\.arrow is damaged"):
+        next(replay_module.replay(job, 1))
+    training.checkpoints.close()

@@ -16,6 +16,7 @@ from gptmodel.ledger import Ledger
 from gptmodel.overrides import PipelineOverrides
 from gptmodel.settings import load_config
 from tests.conftest import write_text
+from tests.project import more_text, night_sets
 
 NAME = "nights"
 
@@ -26,21 +27,7 @@ class Night:
     def __init__(self, folder: Path, sets: list[str]) -> None:
         self.text = write_text(folder / "text", documents=120, sentences=8)
         self.store = Store(folder / "store")
-        kept = [each for each in sets if not each.startswith(("corpus.source.paths", "name=", "train.max_steps"))]
-        self.sets = [
-            *kept,
-            f"name={NAME}",
-            f"corpus.source.paths=['{self.text}/*.txt']",
-            "corpus.validation_fraction=0.3",
-            "evaluate.max_tokens=0",
-            "evaluate.memorised_tokens=8",
-            "retrain.active=true",
-            "retrain.selection_fraction=0.15",
-            "retrain.gate.min_documents=10",
-            "retrain.gate.max_repeated=1",
-            "retrain.gate.max_memorised=1",
-            "train.optimizer.warmup_steps=2",
-        ]
+        self.sets = night_sets(sets, NAME, self.text)
 
     def __call__(self, *sets: str, steps: int = 4) -> tuple[State[Any], dict[str, Artifact]]:
         from flows.pipeline import pipeline
@@ -49,12 +36,6 @@ class Night:
         overrides = PipelineOverrides.model_validate(recipe_of(config))
         state = pipeline(preset="smoke", overrides=overrides, return_state=True)
         return state, state.result(raise_on_failure=False)
-
-    def more_text(self, start: int, documents: int = 40) -> None:
-        made = write_text(self.text.parent / f"more-{start}", documents=documents + start, sentences=8)
-        for number in range(start, start + documents):
-            text = (made / f"{number:03d}.txt").read_text()
-            (self.text / f"new-{number:03d}.txt").write_text(f"Arrived {number}. {text}")
 
     @property
     def ledger(self) -> Ledger:
@@ -94,7 +75,7 @@ def test_two_nights_and_one_without_news(night: Night) -> None:
     assert "nothing new: the source holds what the champion" in str(state.message)
     assert [entry.action for entry in night.ledger.read().entries] == ["freeze", "decide"]
 
-    night.more_text(200)
+    more_text(night.text, 200)
     state, second = night("init_from=champion", "train.optimizer.learning_rate=0.02", steps=30)
     assert state.is_completed(), state.message
     ledger = night.ledger.read()
@@ -129,7 +110,7 @@ def test_two_nights_and_one_without_news(night: Night) -> None:
 @pytest.mark.slow
 def test_a_worse_model_stays_challenger_and_is_not_trained_again(night: Night) -> None:
     night("train.optimizer.learning_rate=0.02", steps=30)
-    night.more_text(200)
+    more_text(night.text, 200)
     state, found = night(steps=2)
     assert state.is_completed()
     assert "not shown to be better" in str(state.message)
@@ -174,7 +155,7 @@ def test_bad_data_stops_the_night_before_training(night: Night) -> None:
 @pytest.mark.slow
 def test_a_changed_split_is_refused_before_training(night: Night) -> None:
     night()
-    night.more_text(200)
+    more_text(night.text, 200)
     state, error = night("corpus.split_key=another")
     assert state.is_failed()
     assert "frozen validation documents of nights would be trained on" in str(error)

@@ -19,7 +19,7 @@ from gptmodel.metrics_log import read_lines
 from gptmodel.settings import merge_layers
 from tasks.processes import ask
 from tests.conftest import write_text
-from tests.project import Project, opened, until
+from tests.project import Project, more_text, night_sets, opened, until
 
 NAME = "week"
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(3_000)]
@@ -47,13 +47,6 @@ class Week:
         found = ask(f"{self.project.api}/flow_runs/{run}")
         assert found["state"]["name"] == state, found["state"]
         return str(found["state"]["message"])
-
-    def arrive(self, start: int, documents: int = 40) -> None:
-        """More documents, all different."""
-        made = write_text(self.text.parent / f"more-{start}", documents=documents + start, sentences=8)
-        for number in range(start, start + documents):
-            text = (made / f"{number:03d}.txt").read_text()
-            (self.text / f"new-{number:03d}.txt").write_text(f"Arrived {number}. {text}")
 
     def steps_of_new(self, before: set[Path]) -> int:
         """The last step of a training that was not there before; 0 if it has not begun."""
@@ -86,22 +79,7 @@ def overrides(sets: list[str]) -> Any:
 @pytest.fixture
 def week(tmp_path: Path, tiny_sets: list[str]) -> Iterator[Week]:
     text = write_text(tmp_path / "text", documents=120, sentences=8)
-    kept = [each for each in tiny_sets if not each.startswith(("corpus.source.paths", "name=", "train.max_steps"))]
-    sets = [
-        *kept,
-        f"name={NAME}",
-        f"corpus.source.paths=['{text}/*.txt']",
-        "corpus.validation_fraction=0.3",
-        "evaluate.max_tokens=0",
-        "evaluate.memorised_tokens=8",
-        "retrain.active=true",
-        "retrain.selection_fraction=0.15",
-        "retrain.gate.min_documents=10",
-        "retrain.gate.max_repeated=1",
-        "retrain.gate.max_memorised=1",
-        "train.optimizer.warmup_steps=2",
-        "train.max_steps=4",
-    ]
+    sets = [*night_sets(tiny_sets, NAME, text), "train.max_steps=4"]
     entry = {
         "name": NAME,
         "entrypoint": "flows.pipeline.pipeline",
@@ -155,14 +133,14 @@ def test_seven_nights(week: Week) -> None:
         shutil.move(path, week.text)
 
     # Thursday: data again, and a training that learns less than the champion knows.
-    week.arrive(200)
+    more_text(week.text, 200)
     assert "not shown to be better" in week.end(week.start("train.max_steps=2"))
     ledger = week.ledger.read()
     assert ledger.champion == first
     assert ledger.challenger is not None
 
     # Friday: a better one, that goes on from the champion.
-    week.arrive(300)
+    more_text(week.text, 300)
     better = ("init_from=champion", "train.optimizer.learning_rate=0.02")
     assert "promoted" in week.end(week.start(*better, "train.max_steps=30"))
     ledger = week.ledger.read()
@@ -171,7 +149,7 @@ def test_seven_nights(week: Week) -> None:
     assert ledger.previous == first
 
     # Saturday: the training is killed in its midst, and its step goes on from the checkpoint.
-    week.arrive(400)
+    more_text(week.text, 400)
     long = ("init_from=champion", "train.max_steps=3000", "train.eval_every=1000", "train.checkpoint_every=200")
     before = week.trainings()
     saturday = week.start(*long)
@@ -184,7 +162,7 @@ def test_seven_nights(week: Week) -> None:
     assert project.of(saturday) == ("Completed", 1)
 
     # Sunday: the server goes down in the midst of the night, and whoever finds it runs `make up`.
-    week.arrive(500)
+    more_text(week.text, 500)
     before = week.trainings()
     sunday = week.start(*long)
     until(lambda: week.steps_of_new(before) >= 100, "training to be under way", seconds=300)
