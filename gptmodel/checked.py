@@ -3,12 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, TypeVar, cast
+
+from pydantic import TypeAdapter
 
 from gptmodel.errors import ConfigError
 
+ConfigT = TypeVar("ConfigT")
+_made: dict[type[Any], TypeAdapter[Any]] = {}
+
 STRICT: Any = {"extra": "forbid", "use_attribute_docstrings": True}
 """For pydantic: unknown keys are refused, and docstrings of fields describe them in forms."""
+
+
+def adapter(cls: type[ConfigT]) -> TypeAdapter[ConfigT]:
+    """The validator of a settings class, made once.
+
+    To make one parses the class's source, which Python 3.11 may refuse with "AST constructor recursion depth mismatch"
+    while another thread parses too (gh-106905), as a workflow's server does: so it is made at import.
+    """
+    if cls not in _made:
+        _made[cls] = TypeAdapter(cls)
+    return cast(TypeAdapter[ConfigT], _made[cls])
 
 
 def check(owner: object, problems: Iterable[tuple[bool, str]]) -> None:

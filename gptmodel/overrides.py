@@ -10,15 +10,16 @@ from dataclasses import fields, is_dataclass
 from functools import cache
 from typing import Any, Optional, get_type_hints
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, create_model
+from pydantic import BaseModel, ConfigDict, Field, create_model
 
+from gptmodel.checked import adapter
 from gptmodel.config import PipelineConfig
 
 
 @cache
 def partial(cls: type[Any]) -> type[BaseModel]:
     """A model with the fields of a config class, at every depth, each of them optional; unknown keys are refused."""
-    hints, described = get_type_hints(cls), TypeAdapter(cls).json_schema()["properties"]
+    hints, described = get_type_hints(cls), adapter(cls).json_schema()["properties"]
     made: dict[str, Any] = {}
     for field in fields(cls):
         hint = hints[field.name]

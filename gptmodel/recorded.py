@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from gptmodel.artifacts import Artifact, Store, canonical
+from gptmodel.checked import ConfigT
 from gptmodel.config import (
     CorpusConfig,
     EvaluateConfig,
@@ -31,7 +32,7 @@ from gptmodel.errors import ArtifactError, ConfigError
 from gptmodel.manifests import read_manifest
 from gptmodel.metrics_log import curve, read_lines
 from gptmodel.pretraining import RUNS, run_dir_of
-from gptmodel.settings import ConfigT, parse_config
+from gptmodel.settings import parse_config
 
 log = logging.getLogger(__name__)
 JOB_FILE = "job.json"

@@ -7,16 +7,17 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, fields, is_dataclass
 from pathlib import Path
-from typing import Any, TypeVar, get_type_hints
+from typing import Any, get_type_hints
 
 import yaml
-from pydantic import TypeAdapter, ValidationError
+from pydantic import ValidationError
 
+from gptmodel.checked import ConfigT, adapter
 from gptmodel.config import PipelineConfig
 from gptmodel.errors import ConfigError
 from gptmodel.presets import PRESETS
 
-ConfigT = TypeVar("ConfigT")
+adapter(PipelineConfig)
 
 
 def load_config(
@@ -57,7 +58,7 @@ def preset_config(name: str) -> PipelineConfig:
 def parse_config(data: Mapping[str, Any], cls: type[ConfigT]) -> ConfigT:
     """A config dataclass from plain data; ConfigError with all that is wrong."""
     try:
-        return TypeAdapter(cls).validate_python(dict(data))
+        return adapter(cls).validate_python(dict(data))
     except ValidationError as error:
         raise ConfigError(_problems(error, cls)) from None
 

@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import TypeAdapter, ValidationError
+from pydantic import ValidationError
 
+from gptmodel.checked import adapter
 from gptmodel.errors import ConfigError
 
 SHIPPED = Path(__file__).with_name("rates.yaml")
@@ -106,7 +107,7 @@ def load_rates(path: Path | None = None) -> Rates:
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
     try:
-        return TypeAdapter(Rates).validate_python(data)
+        return adapter(Rates).validate_python(data)
     except ValidationError as error:
         told = [f"{path}: {'.'.join(map(str, e['loc'])) or 'the file'}: {e['msg']}" for e in error.errors()]
         raise ConfigError(told) from None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 from collections.abc import Mapping
 from dataclasses import MISSING, asdict, dataclass, fields, is_dataclass, replace
 from pathlib import Path
@@ -218,3 +219,16 @@ def test_one_dataclass_reports_several_problems() -> None:
     with pytest.raises(ConfigError) as told:
         ModelConfig(n_layer=0, n_head=5, n_embd=64, dropout=1.0)
     assert len(told.value.problems) == 3
+
+
+def test_no_source_is_parsed_while_a_flow_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Python 3.11 may fail to parse in one thread while another parses, and a flow's server thread does (gh-106905)."""
+
+    def refused(*_args: object, **_more: object) -> None:
+        raise SystemError("AST constructor recursion depth mismatch")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ast, "parse", refused)
+        load_config("smoke", sets=["train.seed=4"])
+        for settings in (CorpusConfig, ModelConfig, DecodingConfig):
+            parse_config({}, settings)
