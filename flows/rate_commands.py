@@ -200,7 +200,8 @@ def results(name: str, wanted: tuple[str, ...], model: str, as_json: bool) -> No
     The interval holds 95 % of bootstrap samples of raters and prompts. `.low` asks its lower end to reach the points.
     """
     from flows.rate_results import tell
-    from gptmodel.rating.gate import judge, parse_requirement
+    from gptmodel.rating.gate import judge
+    from gptmodel.requirements import parse_requirement
 
     requirements = [parse_requirement(text) for text in wanted]
     store, found = _open(name)

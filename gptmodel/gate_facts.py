@@ -14,7 +14,8 @@ from gptmodel.artifacts import Artifact, Store, canonical
 from gptmodel.config import recipe
 from gptmodel.gate import Pair, Scored
 from gptmodel.judging.report_facts import newest_ratings
-from gptmodel.rating.gate import judge, parse_requirement
+from gptmodel.rating.gate import judge
+from gptmodel.requirements import parse_requirement
 from gptmodel.retrain_config import GateConfig
 from gptmodel.tokenstream import open_split
 

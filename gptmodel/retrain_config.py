@@ -7,6 +7,7 @@ from typing import Any, ClassVar, Literal
 
 from gptmodel.checked import STRICT, check
 from gptmodel.errors import ConfigError
+from gptmodel.requirements import parse_requirement
 
 CAUTION = 4.0
 """Divides the level once more: measured, since the tails of skewed differences are fatter than intervals know."""
@@ -89,8 +90,6 @@ class GateConfig:
 def _wrong(ratings: tuple[str, ...]) -> list[str]:
     found = []
     for text in ratings:
-        from gptmodel.rating.gate import parse_requirement  # late: that room is built on these settings
-
         try:
             parse_requirement(text)
         except ConfigError as error:

@@ -70,6 +70,7 @@ CRITERIA = (
     ),
 )
 NAMES = tuple(criterion.name for criterion in CRITERIA)
+OVERALL = "overall"  # the mean of them
 
 COMMENT = "If you like: what struck you? Comments are kept with the ratings; write nothing that tells who you are."
 INTRODUCTION = (

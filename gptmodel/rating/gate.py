@@ -7,32 +7,19 @@ is asked, waited for or written here.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, cast
+from typing import Any, ClassVar, Literal
 
 from gptmodel.artifacts import Artifact, Store
 from gptmodel.errors import ConfigError
 from gptmodel.lookup import ratings_of
 from gptmodel.rating.criteria import NAMES
-from gptmodel.rating.results import OVERALL, preferences_of
+from gptmodel.rating.results import preferences_of
 from gptmodel.rating.rounds import models_of
+from gptmodel.requirements import Requirement, parse_requirement
 
 Outcome = Literal["pass", "fail", "not enough ratings"]
-Bound = Literal["mean", "low"]
-
-
-@dataclass(frozen=True)
-class Requirement:
-    """What must be reached: by the mean, or by the lower end of its 95 % interval, which is the stricter."""
-
-    criterion: str
-    at_least: float
-    bound: Bound = "mean"
-
-    def __str__(self) -> str:
-        return f"{self.criterion}{'.low' if self.bound == 'low' else ''}>={self.at_least:g}"
 
 
 @dataclass(frozen=True)
@@ -50,17 +37,6 @@ class Verdict:
             return f"{self.requirement}: NOT met, no rating that counts"
         word = "met" if self.met else "NOT met"
         return f"{self.requirement}: {word}, {self.mean:.2f} [{self.low:.2f}, {self.high:.2f}]"
-
-
-def parse_requirement(text: str) -> Requirement:
-    """`coherence>=3.0` (the mean), `coherence.low>=3.0` (the lower end); ConfigError for anything else."""
-    names = (*NAMES, OVERALL)
-    said = re.fullmatch(r"\s*([a-z_]+)(?:\.(mean|low))?\s*>=\s*([0-9]+(?:\.[0-9]+)?)\s*", text)
-    if said is None or said[1] not in names:
-        raise ConfigError(f"{text!r} is no requirement; write one as coherence>=3.0, with one of {', '.join(names)}")
-    if not 1 <= float(said[3]) <= 5:
-        raise ConfigError(f"{text!r} asks for {said[3]}, and points go from 1 to 5")
-    return Requirement(said[1], float(said[3]), cast(Bound, said[2] or "mean"))
 
 
 def judge(ratings: Artifact, model: str, requirements: Sequence[Requirement]) -> list[Verdict]:

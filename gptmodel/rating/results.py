@@ -18,7 +18,7 @@ import numpy as np
 
 from gptmodel.artifacts import Artifact, Request, Store, write_atomic
 from gptmodel.errors import DataError
-from gptmodel.rating.criteria import NAMES
+from gptmodel.rating.criteria import NAMES, OVERALL
 from gptmodel.rating.deliveries import Comparison, Rating
 from gptmodel.rating.pairs import LEAST_RIGHT, Pair, asked_preferences, checks_right, pairs_of
 from gptmodel.rating.rounds import Item, models_of, read_items
@@ -26,7 +26,6 @@ from gptmodel.rating.statistics import Table, bootstrap_weights, krippendorff_al
 
 KIND = "ratings"
 RECIPE_VERSION = 1
-OVERALL = "overall"
 """The mean of the four criteria."""
 CHECKED = ("coherence", "fluency", "relevance")
 """What a word salad must lose on. A salad may be called true by someone who reads it."""

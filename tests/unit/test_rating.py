@@ -21,12 +21,13 @@ from gptmodel.lineage import Lineage
 from gptmodel.model import GPT
 from gptmodel.rating.criteria import NAMES
 from gptmodel.rating.deliveries import Rating
-from gptmodel.rating.gate import judge, parse_requirement
+from gptmodel.rating.gate import judge
 from gptmodel.rating.journal import Journal, Opening
 from gptmodel.rating.results import publish
 from gptmodel.rating.rounds import RoundConfig, build_round, in_order, models_of, read_items
 from gptmodel.rating.sheets import read_sheet, sheet_text
 from gptmodel.rating.statistics import bootstrap_weights, krippendorff_alpha, mean_interval, preference, sign_test
+from gptmodel.requirements import parse_requirement
 from gptmodel.verification import with_evaluations
 from gptmodel.weights import save_model
 
