@@ -30,7 +30,7 @@ from torch import Tensor, nn
 
 from gptmodel.config import GPT2_VOCAB_SIZE, ModelConfig, OptimizerConfig
 from gptmodel.model import GPT
-from gptmodel.optimizer import make_optimizer
+from gptmodel.training.optimizer import make_optimizer
 
 _RATE = 6e-4
 
@@ -44,7 +44,7 @@ class Contestant:
 
 
 def ours(config: ModelConfig, weights: dict[str, Tensor], _: str) -> Contestant:
-    from gptmodel.training import clip_gradients
+    from gptmodel.training.loop import clip_gradients
 
     torch.set_float32_matmul_precision("medium")  # as gptmodel.device does
     model = GPT(config, seed=0)

@@ -16,13 +16,13 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from gptmodel.artifacts import Artifact, Store
 from gptmodel.config import CorpusConfig, PipelineConfig, ShardsConfig
-from gptmodel.corpus import build_corpus
-from gptmodel.metrics_log import read_lines
-from gptmodel.pretraining import plan_training, pretrain
+from gptmodel.pretraining.step import plan_training, pretrain
 from gptmodel.settings import load_config
-from gptmodel.shards import build_shards
+from gptmodel.store.artifacts import Artifact, Store
+from gptmodel.text.corpus import build_corpus
+from gptmodel.tokens.shards import build_shards
+from gptmodel.training.metrics_log import read_lines
 
 RESULTS = Path(__file__).with_name("results") / "curves.json"
 CHOICES = {

@@ -28,13 +28,13 @@ from typing import Any
 
 import numpy as np
 
-from gptmodel.artifacts import Store, load_artifact
 from gptmodel.config import CorpusConfig, DataGatesConfig, SourceConfig
-from gptmodel.corpus import build_corpus, iter_documents
 from gptmodel.datagates import check
-from gptmodel.datagates.minhash import SHINGLE_WORDS, Signatures, clusters, near_to, similarity
-from gptmodel.datagates.shingles import runs, word_hashes
-from gptmodel.provenance import provenance
+from gptmodel.store.artifacts import Store, load_artifact
+from gptmodel.store.provenance import provenance
+from gptmodel.text.corpus import build_corpus, iter_documents
+from gptmodel.text.minhash import SHINGLE_WORDS, Signatures, clusters, near_to, similarity
+from gptmodel.text.shingles import runs, word_hashes
 
 RESULTS = Path(__file__).with_name("results") / "data_gates.json"
 SIZES_MB = (25, 100, 200)

@@ -20,8 +20,8 @@ import numpy as np
 import numpy.typing as npt
 from scipy.stats import beta
 
-from gptmodel.gate import Pair, Scored, decide
-from gptmodel.retrain_config import GateConfig
+from gptmodel.config.retraining import GateConfig
+from gptmodel.retraining.gate import Pair, Scored, decide
 
 Numbers = npt.NDArray[np.float64]
 SPREAD = 0.04  # nats per token: how differently two trainings of one setting fare on a document

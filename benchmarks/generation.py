@@ -28,8 +28,8 @@ import transformers
 from torch import Tensor
 
 from gptmodel.config import DecodingConfig, ModelConfig
+from gptmodel.formats.hf_export import write_hf_model
 from gptmodel.generate import generate_batch
-from gptmodel.hf_export import write_hf_model
 from gptmodel.model import GPT
 
 RESULTS = Path(__file__).with_name("results") / "generation.json"

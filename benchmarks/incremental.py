@@ -29,13 +29,13 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from gptmodel.artifacts import Artifact, Request, Store, load_artifact
 from gptmodel.config import CorpusConfig, ShardsConfig, SourceConfig
-from gptmodel.corpus import build_corpus, iter_documents
-from gptmodel.known_tokens import find_known
-from gptmodel.provenance import provenance
-from gptmodel.shards import build_shards, shard_schema, shards_request
+from gptmodel.store.artifacts import Artifact, Request, Store, load_artifact
+from gptmodel.store.provenance import provenance
+from gptmodel.text.corpus import build_corpus, iter_documents
 from gptmodel.tokenizer import gpt2
+from gptmodel.tokens.known_tokens import find_known
+from gptmodel.tokens.shards import build_shards, shard_schema, shards_request
 
 RESULTS = Path(__file__).with_name("results") / "incremental.json"
 NEW_SHARE = 0.05

@@ -26,10 +26,10 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from gptmodel.artifacts import Artifact, Request, Store
-from gptmodel.batches import Batches
-from gptmodel.shards import open_split, shard_schema
+from gptmodel.store.artifacts import Artifact, Request, Store
 from gptmodel.tokenizer import gpt2
+from gptmodel.tokens.batches import Batches
+from gptmodel.tokens.shards import open_split, shard_schema
 
 RESULTS = Path(__file__).with_name("results") / "loading.json"
 SIZES = ((16, 256), (4, 1024))
@@ -83,9 +83,9 @@ def race(shards: Artifact, flat: Path, rows: int, length: int, batches: int) -> 
 FIRST = """
 import sys, time
 from pathlib import Path
-from gptmodel.artifacts import load_artifact
-from gptmodel.batches import Batches
-from gptmodel.shards import open_split
+from gptmodel.store.artifacts import load_artifact
+from gptmodel.tokens.batches import Batches
+from gptmodel.tokens.shards import open_split
 import torch
 started = time.perf_counter()
 stream = open_split(load_artifact(Path(sys.argv[1])), "train", check=sys.argv[2] == "checked")

@@ -35,7 +35,7 @@ KEPT = 1_000_000  # bytes at the end, for samples
 def embedded(path: Path) -> None:
     """The embedded speeches, one after the other."""
     from gptmodel.config import SourceConfig
-    from gptmodel.sources import open_source
+    from gptmodel.text.sources import open_source
 
     with path.open("wb") as file:
         for document in open_source(SourceConfig(kind="embedded"), path.parent).texts():

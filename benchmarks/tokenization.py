@@ -29,11 +29,11 @@ from typing import Any
 import pyarrow as pa
 
 from benchmarks.incremental import texts
-from gptmodel.artifacts import Artifact, Store, load_artifact
 from gptmodel.config import CorpusConfig, ShardsConfig, SourceConfig
-from gptmodel.corpus import build_corpus, iter_documents
-from gptmodel.shards import build_shards
+from gptmodel.store.artifacts import Artifact, Store, load_artifact
+from gptmodel.text.corpus import build_corpus, iter_documents
 from gptmodel.tokenizer import gpt2
+from gptmodel.tokens.shards import build_shards
 
 RESULTS = Path(__file__).with_name("results") / "tokenization.json"
 CONTESTANTS = ("build_shards", "tiktoken, lists", "tiktoken, numpy")

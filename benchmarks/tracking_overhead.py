@@ -22,13 +22,13 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.mlflow_server import Answer, Forward, Proxy, Server, free_port, plainly
-from gptmodel.artifacts import Artifact, Store
 from gptmodel.config import CorpusConfig, PipelineConfig, ShardsConfig
-from gptmodel.corpus import build_corpus
-from gptmodel.metrics_log import read_lines
-from gptmodel.pretraining import Training, plan_training, pretrain
+from gptmodel.pretraining.step import Training, plan_training, pretrain
 from gptmodel.settings import load_config
-from gptmodel.shards import build_shards
+from gptmodel.store.artifacts import Artifact, Store
+from gptmodel.text.corpus import build_corpus
+from gptmodel.tokens.shards import build_shards
+from gptmodel.training.metrics_log import read_lines
 
 RESULTS = Path(__file__).with_name("results") / "tracking_overhead.json"
 

@@ -21,7 +21,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from gptmodel.launch import ALLOCATOR
+from gptmodel.training.launch import ALLOCATOR
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = Path(__file__).with_name("results") / "training_step.json"

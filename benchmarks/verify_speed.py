@@ -20,8 +20,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from gptmodel.artifacts import Request, Store
-from gptmodel.verification import verify
+from gptmodel.store.artifacts import Request, Store
+from gptmodel.upkeep.verification import verify
 
 RESULTS = Path(__file__).with_name("results") / "verify_speed.json"
 SHARD = 64 << 20

@@ -36,7 +36,7 @@ from gptmodel.errors import ConfigError, GptflowError
 from gptmodel.presets import PRESETS
 
 if TYPE_CHECKING:
-    from gptmodel.artifacts import Artifact
+    from gptmodel.store.artifacts import Artifact
 
 Command = Callable[..., Any]
 

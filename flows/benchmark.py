@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from prefect import flow
 
-from gptmodel.artifacts import Artifact, find_model, open_store
 from gptmodel.config import BenchmarkConfig
 from gptmodel.judging.benchmark import check_installed
+from gptmodel.store.artifacts import Artifact, find_model, open_store
 from tasks.benchmarking import benchmark_model
 from tasks.holding import hold, holding
 

@@ -17,9 +17,9 @@ def card(model: str, as_json: bool) -> None:
     MODEL is a checkpoint or weights of the store, an MLflow run id or a registered version; left out, the newest
     checkpoint. It is made anew from the store each time, with the evaluations that are there now.
     """
-    from gptmodel.artifacts import find_model, open_store
-    from gptmodel.card_facts import facts_of
-    from gptmodel.model_card import card_text, front_matter
+    from gptmodel.pages.card import card_text, front_matter
+    from gptmodel.pages.card_facts import facts_of
+    from gptmodel.store.artifacts import find_model, open_store
     from tasks.naming import find_artifact
 
     store = open_store()

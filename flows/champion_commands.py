@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 if TYPE_CHECKING:
-    from gptmodel.artifacts import Store
-    from gptmodel.ledger import Entry, Ledger
+    from gptmodel.retraining.ledger import Entry, Ledger
+    from gptmodel.store.artifacts import Store
 
 _REASON = click.option("--reason", default="", help="Why; it is asked for, and stands in the ledger.")
 _JSON = click.option("--json", "as_json", is_flag=True, help="Print the result as one JSON object.")
@@ -23,9 +23,9 @@ def champions(name: str, as_json: bool) -> None:
 
     It is what the ledger in the store says; MLflow is not asked.
     """
-    from gptmodel.artifacts import open_store
     from gptmodel.errors import ConfigError
-    from gptmodel.ledger import Ledger, ledgers
+    from gptmodel.retraining.ledger import Ledger, ledgers
+    from gptmodel.store.artifacts import open_store
     from tasks.promoting import rows
 
     store = open_store()
@@ -65,7 +65,7 @@ def promote(model: str, name: str, reason: str, as_json: bool) -> None:
 
     MODEL is a registered version (nightly/3, nightly@challenger), or a checkpoint or weights of the store.
     """
-    from gptmodel.artifacts import open_store
+    from gptmodel.store.artifacts import open_store
     from tasks.promoting import promote as move
 
     store = open_store()
@@ -78,7 +78,7 @@ def promote(model: str, name: str, reason: str, as_json: bool) -> None:
 @_JSON
 def rollback(name: str, reason: str, as_json: bool) -> None:
     """Put the previous champion of NAME back in its place; done again, the one before that."""
-    from gptmodel.artifacts import open_store
+    from gptmodel.store.artifacts import open_store
     from tasks.promoting import rollback as move
 
     store = open_store()

@@ -42,9 +42,9 @@ def check_data(
     from gptmodel.settings import load_config
 
     config = load_config(preset, file, sets=sets)
-    from gptmodel.artifacts import open_store
-    from gptmodel.corpus import build_corpus
     from gptmodel.datagates import checked, previous_of, report_of
+    from gptmodel.store.artifacts import open_store
+    from gptmodel.text.corpus import build_corpus
 
     store = open_store()
     found = store.resolve(corpus, "corpus") if corpus else build_corpus(store, config.corpus, wait=wait)[0]

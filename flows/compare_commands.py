@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any
 import click
 
 if TYPE_CHECKING:
-    from gptmodel.artifacts import Artifact, Store
-    from gptmodel.comparing import Side
-    from gptmodel.reproduction import Plan
-    from gptmodel.verdicts import Verdict
+    from gptmodel.reproduction.chain import Plan
+    from gptmodel.reproduction.comparing import Side
+    from gptmodel.reproduction.verdicts import Verdict
+    from gptmodel.store.artifacts import Artifact, Store
 
 
 @click.command()
@@ -42,11 +42,11 @@ def reproduce(
     NAME is a checkpoint of the store, an MLflow run or a registered version. Exit code 0: the same; 1: it differs.
     """
     from flows.compare_text import show_cost, show_verdict
-    from gptmodel.artifacts import open_store
-    from gptmodel.freshstore import ROOM
-    from gptmodel.rebuilding import reproduce_apart
-    from gptmodel.repeating import Wishes
-    from gptmodel.reproduction import plan_reproduction
+    from gptmodel.reproduction.chain import plan_reproduction
+    from gptmodel.reproduction.freshstore import ROOM
+    from gptmodel.reproduction.rebuilding import reproduce_apart
+    from gptmodel.reproduction.repeating import Wishes
+    from gptmodel.store.artifacts import open_store
 
     wishes = Wishes(steps=steps, threads=threads, precision=precision or "")
     store = open_store()
@@ -70,8 +70,8 @@ def reproduce(
 
 
 def _published(store: Store, name: str) -> Artifact:
-    from gptmodel.comparing import unfinished_run
     from gptmodel.errors import ArtifactError
+    from gptmodel.reproduction.comparing import unfinished_run
     from tasks.naming import find_artifact
 
     try:
@@ -81,7 +81,7 @@ def _published(store: Store, name: str) -> Artifact:
             raise
         raise ArtifactError(
             f"run {run_dir.name} has published no model to compare with; finish it first, or show one of its steps "
-            f"again with `python -m gptmodel.replay {run_dir / 'job.json'} --step N`"
+            f"again with `python -m gptmodel.pretraining.replay {run_dir / 'job.json'} --step N`"
         ) from None
 
 
@@ -91,7 +91,7 @@ def _say(line: str) -> None:
 
 def _store_of(artifact: Artifact) -> Store:
     """The store that it lies in, with its inputs: a path may lead into another one than the usual."""
-    from gptmodel.artifacts import Store
+    from gptmodel.store.artifacts import Store
 
     return Store(artifact.path.resolve().parent.parent)
 
@@ -112,7 +112,7 @@ def _uninterrupted(work: Callable[[], Any], left: str) -> Any:
 
 def _tell_mlflow(plan: Plan, verdict: Verdict) -> None:
     """Tags on the run that this store told MLflow of; nothing is imported where there is none."""
-    from gptmodel.comparing import mlflow_run_of
+    from gptmodel.reproduction.comparing import mlflow_run_of
 
     artifact = plan.target.recorded
     if artifact is not None and mlflow_run_of(plan.store, artifact.fingerprint):
@@ -133,15 +133,15 @@ def diff(a: str, b: str, exit_code: bool, html: Path | None, as_json: bool) -> N
     Names are those of the store, MLflow runs or registered versions.
     """
     from flows.compare_text import as_json_text, show_comparison
-    from gptmodel.artifacts import open_store
-    from gptmodel.comparing import compare
+    from gptmodel.reproduction.comparing import compare
+    from gptmodel.store.artifacts import open_store
 
     store = open_store()
     sides = _side(store, a), _side(store, b)
     found = compare(*sides)
     if html is not None:
         from flows.compare_page import page_of
-        from gptmodel.html_page import write_page
+        from gptmodel.pages.frame import write_page
 
         write_page(html, page_of(found, *sides))
     if as_json:
@@ -153,8 +153,8 @@ def diff(a: str, b: str, exit_code: bool, html: Path | None, as_json: bool) -> N
 
 
 def _side(store: Store, name: str) -> Side:
-    from gptmodel.comparing import side_of, side_of_run, unfinished_run
     from gptmodel.errors import ArtifactError, TrackingError
+    from gptmodel.reproduction.comparing import side_of, side_of_run, unfinished_run
     from tasks.naming import find_artifact
 
     try:

@@ -6,8 +6,8 @@ import html
 import math
 from typing import Any
 
-from gptmodel.comparing import Comparison, Side
-from gptmodel.differences import Change, Curve, Listing
+from gptmodel.lineage.differences import Change, Curve, Listing
+from gptmodel.reproduction.comparing import Comparison, Side
 
 _STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 70rem; padding: 0 1rem; color: #222 }

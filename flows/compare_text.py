@@ -15,10 +15,10 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from gptmodel.comparing import Comparison, Side
-from gptmodel.differences import Change, DocumentDifferences, Listing, sparklines
-from gptmodel.reproduction import Plan
-from gptmodel.verdicts import NodeVerdict, Verdict
+from gptmodel.lineage.differences import Change, DocumentDifferences, Listing, sparklines
+from gptmodel.reproduction.chain import Plan
+from gptmodel.reproduction.comparing import Comparison, Side
+from gptmodel.reproduction.verdicts import NodeVerdict, Verdict
 
 LISTED = 10
 _VALUE_CHARS = 40

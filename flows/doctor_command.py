@@ -35,8 +35,8 @@ def doctor(as_json: bool) -> None:
 
 
 def _findings() -> Iterator[Finding]:
-    from gptmodel.artifacts import open_store
     from gptmodel.checkup import examine
+    from gptmodel.store.artifacts import open_store
     from tasks.reachable import services
 
     yield from examine(open_store().root)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from prefect import flow
 
-from gptmodel.artifacts import Artifact, find_model, open_store
 from gptmodel.overrides import PipelineOverrides, given
 from gptmodel.presets import PresetName
 from gptmodel.settings import load_config
+from gptmodel.store.artifacts import Artifact, find_model, open_store
 from tasks.evaluating import compare_models, evaluate_model
 from tasks.holding import hold, holding
 from tasks.preparing import find_shards

@@ -21,11 +21,11 @@ def export(model: str, target: Path, layout: str, as_json: bool) -> None:
     hf gives a directory that AutoModelForCausalLM and AutoTokenizer of transformers load; gguf gives a file for
     llama.cpp, and wants the package gguf. The weights are the same, bit for bit.
     """
-    from gptmodel.artifacts import find_model, open_store
-    from gptmodel.card_facts import facts_of
-    from gptmodel.gguf_export import export_gguf
-    from gptmodel.hf_export import export_hf
-    from gptmodel.model_card import card_text
+    from gptmodel.formats.gguf_export import export_gguf
+    from gptmodel.formats.hf_export import export_hf
+    from gptmodel.pages.card import card_text
+    from gptmodel.pages.card_facts import facts_of
+    from gptmodel.store.artifacts import find_model, open_store
     from gptmodel.weights import load_model
     from tasks.naming import find_artifact
 

@@ -6,9 +6,9 @@ from typing import Any
 
 from prefect import flow
 
-from gptmodel.artifacts import Artifact, open_store
 from gptmodel.errors import ConfigError
 from gptmodel.rating.rounds import RoundConfig
+from gptmodel.store.artifacts import Artifact, open_store
 from tasks.holding import holding
 from tasks.rating import (
     ask_raters,

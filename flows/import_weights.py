@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from prefect import flow
 
-from gptmodel.artifacts import Artifact
+from gptmodel.store.artifacts import Artifact
 from tasks.importing import import_pretrained
 
 

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 import click
 
 if TYPE_CHECKING:
-    from gptmodel.artifacts import Ref, Store
-    from gptmodel.lineage import Lineage
-    from gptmodel.lineage_graph import Graph
+    from gptmodel.lineage.graph import Graph
+    from gptmodel.lineage.walk import Lineage
+    from gptmodel.store.artifacts import Ref, Store
 
 
 @click.command()
@@ -27,9 +27,9 @@ def lineage(name: str, downstream: bool, as_json: bool, as_mermaid: bool, html: 
     NAME is an artifact of the store (corpus/1f2e, a digest, a path), an MLflow run, a registered version (name/3,
     name@alias), or source/DIGEST, which shows all that was made from it. Left out, it is the newest checkpoint.
     """
-    from gptmodel.lineage import Lineage
-    from gptmodel.lineage_graph import as_json as as_plain
-    from gptmodel.lineage_text import mermaid
+    from gptmodel.lineage.graph import as_json as as_plain
+    from gptmodel.lineage.text import mermaid
+    from gptmodel.lineage.walk import Lineage
 
     if as_json and as_mermaid:
         raise click.UsageError("--json and --mermaid both print to standard output; give one of them")
@@ -49,9 +49,9 @@ def lineage(name: str, downstream: bool, as_json: bool, as_mermaid: bool, html: 
 
 def _meant(name: str) -> tuple[Store, Ref]:
     """The store and what is called so in it; what is gone from it may be known by what was made from it."""
-    from gptmodel.artifacts import Store, open_store
     from gptmodel.errors import ArtifactError
-    from gptmodel.lineage import Lineage
+    from gptmodel.lineage.walk import Lineage
+    from gptmodel.store.artifacts import Store, open_store
 
     store = open_store()
     if not name:
@@ -80,7 +80,7 @@ def _known(lineage: Lineage, name: str) -> Ref | None:
 def _with_versions(store: Store, graph: Graph) -> Graph:
     """With the registered versions, if MLflow says in a few seconds which there are."""
     from gptmodel.errors import TrackingError
-    from gptmodel.lineage_graph import MODELS
+    from gptmodel.lineage.graph import MODELS
     from tasks.mlflow_pages import briefly, is_there, versions_of
 
     if not is_there() or not any(node.kind in MODELS for node in graph.nodes):
@@ -93,8 +93,8 @@ def _with_versions(store: Store, graph: Graph) -> Graph:
 
 
 def _write(path: Path, graph: Graph) -> None:
-    from gptmodel.html_page import write_page
-    from gptmodel.lineage_page import page
+    from gptmodel.pages.frame import write_page
+    from gptmodel.pages.lineage import page
 
     write_page(path, page(graph))
     click.echo(f"{path} is written; open it in a browser", err=True)
@@ -105,7 +105,7 @@ def _print_tree(graph: Graph) -> None:
     from rich.console import Console
     from rich.text import Text
 
-    from gptmodel.lineage_text import STATES, tree
+    from gptmodel.lineage.text import STATES, tree
 
     console = Console(highlight=False, soft_wrap=True)
     for line in tree(graph):

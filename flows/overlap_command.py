@@ -39,8 +39,8 @@ def overlap(
     """
     if model and shards:
         raise ConfigError("give --model or --shards, not both")
-    from gptmodel.artifacts import open_store
     from gptmodel.judging.origins import origin_report
+    from gptmodel.store.artifacts import open_store
     from tasks.trainings import find_training
 
     store = open_store()

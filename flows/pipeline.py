@@ -7,10 +7,10 @@ from prefect.client.schemas.objects import State
 from prefect.states import Completed
 
 from flows.retrain import retrain
-from gptmodel.artifacts import Artifact, open_store
 from gptmodel.overrides import PipelineOverrides, given
 from gptmodel.presets import PresetName
 from gptmodel.settings import load_config
+from gptmodel.store.artifacts import Artifact, open_store
 from tasks.data_gates import check_corpus
 from tasks.evaluating import evaluate_model
 from tasks.holding import holding

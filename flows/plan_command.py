@@ -63,9 +63,9 @@ def plan(what: str, as_json: bool, rates_file: Path | None, **given: Any) -> Non
 def _report() -> tuple[list[Section], dict[str, Any]]:
     from dataclasses import asdict
 
-    from gptmodel.artifacts import open_store
     from gptmodel.planning.plan_text import score_section
     from gptmodel.planning.score import past_scores
+    from gptmodel.store.artifacts import open_store
 
     found = past_scores(open_store())
     told = {name: [{**asdict(score), "error": score.error} for score in each] for name, each in found.items()}
@@ -91,12 +91,12 @@ def _example(what: str, rates: Rates, grid: str) -> tuple[list[Section], dict[st
 
 
 def _training(what: str, rates: Rates, given: dict[str, Any]) -> tuple[list[Section], dict[str, Any]]:
-    from gptmodel.artifacts import open_store
     from gptmodel.planning.budget import over_budget
     from gptmodel.planning.forecast import forecast, measure
     from gptmodel.planning.plan_text import budget_section, sections
     from gptmodel.planning.rates import load_rates
     from gptmodel.planning.score import correction
+    from gptmodel.store.artifacts import open_store
 
     config = _settings(what, given["file"], given["sets"])
     budget = config.train.budget

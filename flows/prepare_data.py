@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from prefect import flow
 
-from gptmodel.artifacts import Artifact
 from gptmodel.overrides import PipelineOverrides, given
 from gptmodel.presets import PresetName
 from gptmodel.settings import load_config
+from gptmodel.store.artifacts import Artifact
 from tasks.data_gates import check_corpus
 from tasks.holding import holding
 from tasks.preparing import fetch_corpus, tokenize_corpus

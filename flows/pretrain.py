@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from prefect import flow
 
-from gptmodel.artifacts import Artifact, open_store
 from gptmodel.overrides import PipelineOverrides, given
 from gptmodel.presets import PresetName
 from gptmodel.settings import load_config
+from gptmodel.store.artifacts import Artifact, open_store
 from tasks.holding import holding
 from tasks.importing import import_pretrained
 from tasks.preparing import find_shards

@@ -11,7 +11,7 @@ import click
 from gptmodel.errors import ConfigError, DataError, TrackingError
 
 if TYPE_CHECKING:
-    from gptmodel.artifacts import Artifact, Store
+    from gptmodel.store.artifacts import Artifact, Store
 
 _round = click.argument("name", metavar="[ROUND]", required=False, default="")
 _json = click.option("--json", "as_json", is_flag=True, help="Print the result as one JSON object.")
@@ -102,12 +102,12 @@ def terminal(name: str, rater: str, only_pairs: bool) -> None:
 @_pairs
 def export(name: str, rater: str, target: Path, only_pairs: bool) -> None:
     """Write a rater's sheet: a CSV file to fill in, with the questions in a text file beside it."""
-    from gptmodel.artifacts import write_atomic
     from gptmodel.rating.journal import Journal
     from gptmodel.rating.pair_sheets import pair_guide_text, pair_sheet_text
     from gptmodel.rating.pairs import pairs_in_order
     from gptmodel.rating.rounds import in_order, read_items
     from gptmodel.rating.sheets import guide_text, sheet_text
+    from gptmodel.store.artifacts import write_atomic
     from tasks.rating import pairs_asked
 
     store, found = _open(name)
@@ -208,7 +208,7 @@ def results(name: str, wanted: tuple[str, ...], model: str, as_json: bool) -> No
     _collect(store, found)
     ratings = _publish(store, found)
     if model:
-        from gptmodel.artifacts import find_model
+        from gptmodel.store.artifacts import find_model
         from tasks.naming import find_artifact
 
         model = find_model(store, str(find_artifact(store, model).path)).label
@@ -227,8 +227,8 @@ def results(name: str, wanted: tuple[str, ...], model: str, as_json: bool) -> No
 @_json
 def gate(model: str, rival: str, wanted: tuple[str, ...], raters: int, ratings: int, as_json: bool) -> None:
     """Whether people's newest ratings of MODEL let it pass. Exit code 1 if it fails, or too few have rated."""
-    from gptmodel.artifacts import find_model, open_store
     from gptmodel.rating.gate import PeopleGate, decide
+    from gptmodel.store.artifacts import find_model, open_store
     from tasks.naming import find_artifact
 
     asked = PeopleGate(requirements=wanted, least_raters=raters, least_ratings=ratings)
@@ -254,8 +254,8 @@ def _publish(store: Store, found: Artifact) -> Artifact:
 
 
 def _open(name: str) -> tuple[Store, Artifact]:
-    from gptmodel.artifacts import open_store
     from gptmodel.rating.rounds import find_round
+    from gptmodel.store.artifacts import open_store
 
     store = open_store()
     return store, find_round(store, name)

@@ -11,11 +11,11 @@ from rich.padding import Padding
 from rich.table import Table
 
 from flows.rate_terminal import key_of, shown
-from gptmodel.artifacts import Artifact, Store
-from gptmodel.rating.criteria import COMMENT, COMMENT_CHARS
+from gptmodel.criteria import COMMENT, COMMENT_CHARS
 from gptmodel.rating.journal import Journal
 from gptmodel.rating.pairs import LEFT, QUESTION, RIGHT, TIE, Pair, comparison, pairs_in_order, sides
 from gptmodel.rating.rounds import Item
+from gptmodel.store.artifacts import Artifact, Store
 
 _ANSWERS = {"a": LEFT, "b": RIGHT, "t": TIE}
 _KEYS = "a or b for the one you prefer, t for a tie, c comments on this pair, s comes to it later, q leaves"

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 if TYPE_CHECKING:
-    from gptmodel.artifacts import Artifact
     from gptmodel.rating.gate import Verdict
+    from gptmodel.store.artifacts import Artifact
 
 _COMMENTS = 20
 
@@ -41,7 +41,7 @@ def tell(ratings: Artifact, verdicts: list[Verdict], *, as_json: bool) -> None:
     from rich.markup import escape
     from rich.table import Table
 
-    from gptmodel.lineage_text import plain
+    from gptmodel.lineage.text import plain
     from tasks.rating import figure_rows, preference_words
 
     console = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 140)

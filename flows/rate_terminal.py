@@ -10,13 +10,13 @@ from rich.console import Console
 from rich.markup import escape
 from rich.padding import Padding
 
-from gptmodel.artifacts import Artifact, Store
+from gptmodel.criteria import COMMENT, COMMENT_CHARS, CRITERIA, HIGHEST, INTRODUCTION, LOWEST
 from gptmodel.errors import DataError
-from gptmodel.lineage_text import plain
-from gptmodel.rating.criteria import COMMENT, COMMENT_CHARS, CRITERIA, HIGHEST, INTRODUCTION, LOWEST
+from gptmodel.lineage.text import plain
 from gptmodel.rating.deliveries import Rating
 from gptmodel.rating.journal import Journal
 from gptmodel.rating.rounds import Item, in_order, read_items
+from gptmodel.store.artifacts import Artifact, Store
 
 _POINTS = [str(point) for point in range(LOWEST, HIGHEST + 1)]
 _KEYS = f"{LOWEST} to {HIGHEST} rates, b goes back, c comments on this text, s comes to it later, q leaves"

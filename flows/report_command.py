@@ -27,10 +27,10 @@ def report(model: str, evaluation: str, champion: str, out: Path, local: bool) -
     MODEL is a checkpoint or weights of the store, an MLflow run id or a registered version; left out, the newest
     checkpoint. It must have been evaluated; what the store does not hold is left out.
     """
-    from gptmodel.artifacts import find_model, open_store
-    from gptmodel.html_page import write_page
-    from gptmodel.judging.report import report_page
-    from gptmodel.judging.report_facts import report_facts
+    from gptmodel.pages.frame import write_page
+    from gptmodel.pages.report import report_page
+    from gptmodel.pages.report_facts import report_facts
+    from gptmodel.store.artifacts import find_model, open_store
     from tasks.champions import Standing, standing_of
     from tasks.naming import find_artifact
 

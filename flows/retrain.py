@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from gptmodel.artifacts import Artifact
 from gptmodel.config import PipelineConfig, ShardsConfig
+from gptmodel.store.artifacts import Artifact
 from tasks.evaluating import evaluate_model
 from tasks.gating import Judged, pass_gate
 from tasks.importing import import_pretrained

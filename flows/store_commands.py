@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any
 import click
 
 if TYPE_CHECKING:
-    from gptmodel.artifacts import Artifact, Store
-    from gptmodel.collection import Item, Plan
     from gptmodel.errors import TrackingError
-    from gptmodel.sweeping import Swept
-    from gptmodel.verification import Difference, Report
+    from gptmodel.store.artifacts import Artifact, Store
+    from gptmodel.upkeep.collection import Item, Plan
+    from gptmodel.upkeep.sweeping import Swept
+    from gptmodel.upkeep.verification import Difference, Report
 
 _BAR_AFTER = 2.0  # seconds
 _SHOWN = 12  # artifacts by name
@@ -42,9 +42,9 @@ def verify(name: str, everything: bool, sources: bool, mlflow: str, threads: int
     path of an artifact, in another store too; left out, the newest checkpoint. A model's evaluations are looked at
     with it. Exit code 1 if anything differs.
     """
-    from gptmodel.artifacts import open_store
     from gptmodel.errors import ArtifactError, TrackingError
-    from gptmodel.verification import newest_checkpoint, store_around, verify, with_evaluations, without_manifest
+    from gptmodel.store.artifacts import open_store
+    from gptmodel.upkeep.verification import newest_checkpoint, store_around, verify, with_evaluations, without_manifest
     from tasks.naming import find_place
 
     if name and everything:
@@ -77,7 +77,7 @@ def verify(name: str, everything: bool, sources: bool, mlflow: str, threads: int
 def _ask_mlflow(store: Store, report: Report) -> tuple[str, TrackingError | None]:
     """Add what MLflow holds otherwise; agrees, differs, nothing to compare, or why it was not asked, with the error."""
     from gptmodel.errors import TrackingError
-    from gptmodel.verification import read_node
+    from gptmodel.upkeep.verification import read_node
     from tasks.agreement import compare
 
     nodes = [read_node(store.root / label) for label in report.nodes]
@@ -160,8 +160,8 @@ def store() -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print the result as one JSON object.")
 def ls(mlflow: bool, as_json: bool) -> None:
     """List the artifacts: what each is, its size, when it was last used, and what keeps it."""
-    from gptmodel.artifacts import open_store
-    from gptmodel.holdings import holdings
+    from gptmodel.store.artifacts import open_store
+    from gptmodel.upkeep.holdings import holdings
 
     there = open_store()
     found = list(holdings(there, _registered(there) if mlflow else {}))
@@ -179,8 +179,8 @@ def ls(mlflow: bool, as_json: bool) -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print the result as one JSON object.")
 def du(as_json: bool) -> None:
     """Say where the bytes are: by kind, half built, fetched, logged. Shared: that several models were made from."""
-    from gptmodel.artifacts import open_store
-    from gptmodel.holdings import usage
+    from gptmodel.store.artifacts import open_store
+    from gptmodel.upkeep.holdings import usage
 
     there = open_store()
     found = usage(there)
@@ -203,8 +203,8 @@ def pin(name: str, note: str) -> None:
     NAME may also be a training that was stopped, by its run or the name that its model will have: its checkpoints stay
     then, so that it can go on.
     """
-    from gptmodel.artifacts import open_store
-    from gptmodel.pins import pin as put
+    from gptmodel.store.artifacts import open_store
+    from gptmodel.upkeep.pins import pin as put
 
     there = open_store()
     label = _label_of(there, name)
@@ -234,10 +234,10 @@ def _label_of(there: Store, name: str) -> str:
 @click.argument("name")
 def unpin(name: str) -> None:
     """Take the pin of NAME away."""
-    from gptmodel.artifacts import open_store
     from gptmodel.errors import ArtifactError
-    from gptmodel.pins import pins
-    from gptmodel.pins import unpin as take
+    from gptmodel.store.artifacts import open_store
+    from gptmodel.upkeep.pins import pins
+    from gptmodel.upkeep.pins import unpin as take
     from tasks.naming import find_place
     from tasks.trainings import building_of
 
@@ -271,9 +271,9 @@ def gc(keep_days: float, keep_newest: int, pins_only: bool, yes: bool, as_json: 
     stores that killed reproductions left go when they are older than --keep-days, and so do patches, package lists and
     lineage events of which nothing is left in the store; events that are still to be sent stay.
     """
-    from gptmodel.artifacts import open_store
-    from gptmodel.collection import Rules, plan
-    from gptmodel.sweeping import sweep
+    from gptmodel.store.artifacts import open_store
+    from gptmodel.upkeep.collection import Rules, plan
+    from gptmodel.upkeep.sweeping import sweep
     from tasks.lineage_outbox import configured
 
     there, rules = open_store(), Rules(keep_days, keep_newest, events_to_send=configured())

@@ -34,11 +34,11 @@ def surprise(text: str, model: str, out: Path, max_tokens: int, as_json: bool) -
     Point at a token, or go to it with the arrow keys: it tells its loss in nats and bits, its probability and rank, and
     what the model held likeliest there.
     """
-    from gptmodel.artifacts import find_model, open_store
     from gptmodel.device import pick_device
-    from gptmodel.html_page import write_page
     from gptmodel.judging.surprisal import read_text
-    from gptmodel.judging.surprisal_page import surprisal_page
+    from gptmodel.pages.frame import write_page
+    from gptmodel.pages.surprisal import surprisal_page
+    from gptmodel.store.artifacts import find_model, open_store
     from gptmodel.weights import load_model
     from tasks.naming import find_artifact
 

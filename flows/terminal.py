@@ -14,10 +14,10 @@ from rich.live import Live
 from rich.markup import escape
 from rich.table import Table
 
-from gptmodel.artifacts import Artifact, find_model, open_store
 from gptmodel.config import DecodingConfig
 from gptmodel.errors import TrackingError, first_line
 from gptmodel.judging.units import TOLD, resampled_words
+from gptmodel.store.artifacts import Artifact, find_model, open_store
 
 _FIGURES = {
     "corpus": ("documents", "train_documents", "validation_documents", "empty_dropped", "duplicates_dropped"),

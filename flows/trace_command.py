@@ -42,8 +42,8 @@ def trace(
     """
     if sum([bool(document), bool(containing), step is not None]) != 1:
         raise ConfigError("give one of --document, --containing and --step")
-    from gptmodel.artifacts import open_store
-    from gptmodel.trace_report import Asked, trace
+    from gptmodel.store.artifacts import open_store
+    from gptmodel.tracing.report import Asked, trace
     from tasks.trainings import find_training
 
     if step is not None and step < 1:

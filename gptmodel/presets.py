@@ -17,7 +17,7 @@ from gptmodel.config import (
     SourceConfig,
     TrainConfig,
 )
-from gptmodel.retrain_config import RetrainConfig
+from gptmodel.config.retraining import RetrainConfig
 
 # The four published sizes (Radford et al. 2019); parameter counts with the tied head counted once.
 GPT2_124M = ModelConfig(n_layer=12, n_head=12, n_embd=768)  # 124,439,808

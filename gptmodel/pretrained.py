@@ -15,18 +15,18 @@ from pathlib import Path
 from typing import Any, Protocol
 from urllib.parse import urlsplit
 
-from gptmodel.artifacts import MANIFEST, Artifact, Ref, Request, Store, load_artifact, open_store, sha256_file
-from gptmodel.certificate import certify
+from gptmodel.arithmetic import count_parameters
 from gptmodel.config import ModelConfig
-from gptmodel.download import content_digest, shown
 from gptmodel.errors import CheckpointError, ConfigError, DataError
-from gptmodel.hf_format import read_hf
-from gptmodel.hub_models import download_repo
+from gptmodel.formats.certificate import certify
+from gptmodel.formats.hf_format import read_hf
+from gptmodel.formats.hub_models import download_repo
+from gptmodel.formats.openai_fetch import fetch_openai
+from gptmodel.formats.openai_format import HPARAMS_FILE, read_openai
 from gptmodel.model import GPT
-from gptmodel.openai_fetch import fetch_openai
-from gptmodel.openai_format import HPARAMS_FILE, read_openai
-from gptmodel.planning.arithmetic import count_parameters
-from gptmodel.space import weights_bytes
+from gptmodel.store.artifacts import MANIFEST, Artifact, Ref, Request, Store, load_artifact, open_store, sha256_file
+from gptmodel.store.space import weights_bytes
+from gptmodel.text.download import content_digest, shown
 from gptmodel.weights import CONFIG_FILE, load_model, read_json, save_model
 
 log = logging.getLogger(__name__)

@@ -6,8 +6,8 @@ import re
 from dataclasses import dataclass
 from typing import Literal, cast
 
+from gptmodel.criteria import NAMES, OVERALL
 from gptmodel.errors import ConfigError
-from gptmodel.rating.criteria import NAMES, OVERALL
 
 Bound = Literal["mean", "low"]
 

@@ -16,11 +16,11 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from gptmodel.artifacts import Artifact, fsync_path, write_atomic
 from gptmodel.config import ModelConfig, recipe
 from gptmodel.errors import CheckpointError, ConfigError
 from gptmodel.model import GPT
 from gptmodel.settings import parse_config
+from gptmodel.store.artifacts import Artifact, fsync_path, write_atomic
 
 WEIGHTS_FILE = "model.safetensors"
 CONFIG_FILE = "config.json"

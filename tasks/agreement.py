@@ -16,13 +16,13 @@ from mlflow.artifacts import download_artifacts
 from mlflow.entities import Run
 from mlflow.exceptions import MlflowException
 
-from gptmodel.artifacts import MANIFEST, Store
 from gptmodel.errors import TrackingError, first_line
-from gptmodel.hashing import hash_files
-from gptmodel.lineage_graph import COMPARISON, JUDGEMENTS
-from gptmodel.manifests import Manifest
-from gptmodel.pretraining import RUNS
-from gptmodel.verification import MODELS, Difference, Node
+from gptmodel.lineage.graph import COMPARISON, JUDGEMENTS
+from gptmodel.pretraining.step import RUNS
+from gptmodel.store.artifacts import MANIFEST, Store
+from gptmodel.store.hashing import hash_files
+from gptmodel.store.manifests import Manifest
+from gptmodel.upkeep.verification import MODELS, Difference, Node
 from tasks.tracking import COMPLETE_TAG, FAILURES, FINGERPRINT_TAG, client
 
 _ABSENT = "nothing"

@@ -14,13 +14,13 @@ from dataclasses import asdict
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 
-from gptmodel.artifacts import Artifact, Store
-from gptmodel.comparing import mlflow_run_of
 from gptmodel.errors import ArtifactError, TrackingError
-from gptmodel.ledger import Draft, Entry, Ledger, Named, State
-from gptmodel.locks import exclusive
-from gptmodel.pins import pins
-from gptmodel.pretraining import run_dir_of
+from gptmodel.pretraining.step import run_dir_of
+from gptmodel.reproduction.comparing import mlflow_run_of
+from gptmodel.retraining.ledger import Draft, Entry, Ledger, Named, State
+from gptmodel.store.artifacts import Artifact, Store
+from gptmodel.store.locks import exclusive
+from gptmodel.upkeep.pins import pins
 from tasks.naming import find_artifact
 from tasks.tracking import FINGERPRINT_TAG, client
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from prefect import task
 
-from gptmodel.artifacts import Artifact, open_store
 from gptmodel.config import BenchmarkConfig
 from gptmodel.judging.benchmark import benchmark
+from gptmodel.store.artifacts import Artifact, open_store
 from tasks.lineage_events import with_events
 from tasks.pages import progress, show_table
 from tasks.policy import STEP

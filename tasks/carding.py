@@ -10,9 +10,9 @@ from dataclasses import replace
 from mlflow.entities import Run
 from mlflow.entities.model_registry import ModelVersion
 
-from gptmodel.artifacts import Artifact, Store
-from gptmodel.card_facts import facts_of
-from gptmodel.model_card import CARD_FILE, DESCRIPTION_CHARS, LOSS_PICTURE, card_text, description_text
+from gptmodel.pages.card import CARD_FILE, DESCRIPTION_CHARS, LOSS_PICTURE, card_text, description_text
+from gptmodel.pages.card_facts import facts_of
+from gptmodel.store.artifacts import Artifact, Store
 from tasks.tracking import client, set_tags
 
 log = logging.getLogger(__name__)

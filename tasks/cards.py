@@ -8,10 +8,10 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from gptmodel.artifacts import Artifact, write_atomic
 from gptmodel.errors import ArtifactError
-from gptmodel.pretraining import Training
-from gptmodel.provenance import provenance
+from gptmodel.pretraining.step import Training
+from gptmodel.store.artifacts import Artifact, write_atomic
+from gptmodel.store.provenance import provenance
 
 CARD_FILE = "card.json"
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import logging
 from dataclasses import dataclass
 
-from gptmodel.artifacts import Artifact, Store
 from gptmodel.errors import ArtifactError, TrackingError
+from gptmodel.store.artifacts import Artifact, Store
 from tasks.mlflow_pages import briefly, is_there
 from tasks.naming import find_artifact
 

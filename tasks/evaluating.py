@@ -7,11 +7,11 @@ from typing import Any
 import pyarrow.parquet as pq
 from prefect import task
 
-from gptmodel.artifacts import Artifact, open_store
 from gptmodel.config import EvaluateConfig
-from gptmodel.evaluation import evaluate
 from gptmodel.judging.comparison import compare
+from gptmodel.judging.evaluation import evaluate
 from gptmodel.judging.units import TOLD, resampled_words
+from gptmodel.store.artifacts import Artifact, open_store
 from tasks.lineage_events import with_events
 from tasks.pages import progress, show_table
 from tasks.policy import STEP

@@ -21,7 +21,7 @@ from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 from mlflow.utils.search_utils import SearchUtils
 
 from gptmodel.errors import Interrupted, LockHeldError, LockLostError, first_line
-from gptmodel.locks import Hold, exclusive
+from gptmodel.store.locks import Hold, exclusive
 from tasks.cards import Card
 from tasks.tail import LogReader, Ticker
 from tasks.tracking import FAILURES, client, find_or_create_run, set_status

@@ -9,10 +9,10 @@ from typing import Any
 
 from prefect import get_run_logger, task
 
-from gptmodel.artifacts import Artifact, Store, open_store
 from gptmodel.config import PipelineConfig
 from gptmodel.errors import ArtifactError
-from gptmodel.ledger import Draft, Entry, Ledger, Named, State
+from gptmodel.retraining.ledger import Draft, Entry, Ledger, Named, State
+from gptmodel.store.artifacts import Artifact, Store, open_store
 from tasks.pages import show_table, show_words
 from tasks.policy import STEP
 from tasks.signals import GATE_FAILED, GATE_PASSED, announce
@@ -55,8 +55,8 @@ def decide_once(
     store: Store, config: PipelineConfig, challenger: Judged, champion: Judged | None, facts: Mapping[str, Any]
 ) -> tuple[Entry, bool]:
     """(the ledger's line, whether it was written now)."""
-    from gptmodel.gate import decide
-    from gptmodel.gate_facts import pair, question, ratings_on, trained_ids
+    from gptmodel.retraining.gate import decide
+    from gptmodel.retraining.gate_facts import pair, question, ratings_on, trained_ids
 
     gate = config.retrain.gate
     ratings, verdicts = ratings_on(store, challenger.model, gate.ratings)

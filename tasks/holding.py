@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from contextvars import ContextVar
 
-from gptmodel.artifacts import Artifact, open_store
-from gptmodel.uses import using
+from gptmodel.store.artifacts import Artifact, open_store
+from gptmodel.store.uses import using
 
 _held: ContextVar[ExitStack | None] = ContextVar("held", default=None)
 

@@ -7,9 +7,9 @@ from pathlib import Path
 
 from prefect import task
 
-from gptmodel.artifacts import MANIFEST, Artifact, find_model, open_store
 from gptmodel.errors import ConfigError
-from gptmodel.pretraining import run_dir_of
+from gptmodel.pretraining.step import run_dir_of
+from gptmodel.store.artifacts import MANIFEST, Artifact, find_model, open_store
 from tasks.cards import model_card, save_card
 from tasks.holding import hold
 from tasks.lineage_events import with_events

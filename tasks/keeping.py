@@ -8,12 +8,12 @@ from dataclasses import dataclass
 
 from mlflow.entities import ViewType
 
-from gptmodel.artifacts import Store
 from gptmodel.errors import ArtifactError, TrackingError, first_line
-from gptmodel.manifests import NAME_CHARS
-from gptmodel.pins import BUILDING
-from gptmodel.pretraining import KIND
-from gptmodel.verification import MODELS
+from gptmodel.pretraining.step import KIND
+from gptmodel.store.artifacts import Store
+from gptmodel.store.manifests import NAME_CHARS
+from gptmodel.upkeep.pins import BUILDING
+from gptmodel.upkeep.verification import MODELS
 from tasks.agreement import answers, told_run
 from tasks.tracking import COMPLETE_TAG, FAILURES, FINGERPRINT_TAG, client
 

@@ -27,10 +27,10 @@ from prefect import get_run_logger
 from prefect.context import FlowRunContext, TaskRunContext
 from prefect.exceptions import MissingContextError
 
-from gptmodel.artifacts import Artifact, open_store
 from gptmodel.errors import Interrupted
-from gptmodel.provenance import changed_code
-from gptmodel.records import OPEN
+from gptmodel.store.artifacts import Artifact, open_store
+from gptmodel.store.provenance import changed_code
+from gptmodel.upkeep.records import OPEN
 from tasks.lineage_facets import Attempt, aborted, event
 from tasks.lineage_outbox import FOLDER, send_soon
 

@@ -18,9 +18,9 @@ from functools import cache
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
-from gptmodel.artifacts import Artifact, Ref, canonical
 from gptmodel.errors import GptflowError
-from gptmodel.provenance import provenance
+from gptmodel.store.artifacts import Artifact, Ref, canonical
+from gptmodel.store.provenance import provenance
 
 if TYPE_CHECKING:  # the library takes half a second to import
     from openlineage.client.event_v2 import InputDataset, OutputDataset

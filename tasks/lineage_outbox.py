@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from openlineage.client.event_v2 import RunEvent
 
 from gptmodel.errors import first_line
-from gptmodel.records import EVENTS, sent_note
+from gptmodel.upkeep.records import EVENTS, sent_note
 
 log = logging.getLogger(__name__)
 FOLDER = EVENTS

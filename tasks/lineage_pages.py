@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import logging
 
-from gptmodel.artifacts import Artifact, Store
 from gptmodel.errors import TrackingError
-from gptmodel.lineage import Lineage, judged_model
-from gptmodel.lineage_graph import MODELS, Graph, Registered
-from gptmodel.lineage_text import narrow_text
+from gptmodel.lineage.graph import MODELS, Graph, Registered
+from gptmodel.lineage.text import narrow_text
+from gptmodel.lineage.walk import Lineage, judged_model
+from gptmodel.store.artifacts import Artifact, Store
 from tasks.mlflow_pages import LINEAGE_PAGE, address, briefly, is_there, page_of, versions_of
 from tasks.pages import show_words
 
@@ -31,7 +31,7 @@ def show_lineage(artifact: Artifact) -> None:
 
 def _in_mlflow(store: Store, model: Artifact, graph: Graph) -> tuple[str, list[Registered]]:
     """Where to see the model's run, in Markdown, and its registered versions, as far as MLflow says so in time."""
-    from gptmodel.comparing import mlflow_run_of  # late: it takes a second to import
+    from gptmodel.reproduction.comparing import mlflow_run_of  # late: it takes a second to import
 
     run_id = mlflow_run_of(store, model.fingerprint)
     if not run_id or not is_there():

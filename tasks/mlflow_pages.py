@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 from urllib.parse import quote, unquote, urlsplit, urlunsplit
 
-from gptmodel.artifacts import Store
 from gptmodel.errors import TrackingError
-from gptmodel.lineage_graph import MODELS, Graph, Registered
+from gptmodel.lineage.graph import MODELS, Graph, Registered
+from gptmodel.store.artifacts import Store
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
@@ -62,7 +62,7 @@ def versions_of(store: Store, graph: Graph) -> list[Registered]:
 
     Found by the tag that each step gives them, or, where a person registered them in MLflow's pages, by their run.
     """
-    from gptmodel.comparing import mlflow_run_of  # late: it takes a second to import
+    from gptmodel.reproduction.comparing import mlflow_run_of  # late: it takes a second to import
     from tasks.tracking import FINGERPRINT_TAG, client
 
     models = list(dict.fromkeys(node.fingerprint for node in graph.nodes if node.kind in MODELS))

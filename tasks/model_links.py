@@ -11,8 +11,8 @@ from tempfile import TemporaryDirectory
 
 from mlflow.entities import LoggedModel, Metric, Run
 
-from gptmodel.artifacts import Artifact
-from gptmodel.provenance import stored_patch
+from gptmodel.store.artifacts import Artifact
+from gptmodel.store.provenance import stored_patch
 from tasks.cards import datasets_of, model_tags
 from tasks.tracking import client, set_tags
 

@@ -9,9 +9,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TypeVar
 
-from gptmodel.artifacts import Artifact, Store
 from gptmodel.errors import ArtifactError, TrackingError
-from gptmodel.pretraining import RUNS
+from gptmodel.pretraining.step import RUNS
+from gptmodel.store.artifacts import Artifact, Store
 from tasks.mlflow_pages import is_there
 
 Found = TypeVar("Found")

@@ -21,7 +21,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.theme import Theme
 
-from gptmodel.artifacts import Artifact
+from gptmodel.store.artifacts import Artifact
 
 log = logging.getLogger(__name__)
 Update = Callable[[int, int, str], None]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from gptmodel.planning.forecast import forecast
 from gptmodel.planning.plan_text import markdown, sections
 from gptmodel.planning.rates import load_rates
-from gptmodel.pretraining import Training
+from gptmodel.pretraining.step import Training
 from tasks.pages import show_words
 
 

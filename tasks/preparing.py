@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from prefect import task
 
-from gptmodel.artifacts import Artifact, open_store
 from gptmodel.config import CorpusConfig, PipelineConfig, ShardsConfig
+from gptmodel.store.artifacts import Artifact, open_store
 from tasks.data_gates import check_corpus
 from tasks.holding import hold
 from tasks.lineage_events import with_events
@@ -18,7 +18,7 @@ from tasks.steps import figures_of, report
 @with_events
 def fetch_corpus(config: CorpusConfig, wait: bool = False) -> Artifact:
     """Fetch the text, clean it, and decide each document's side of the split."""
-    from gptmodel.corpus import build_corpus
+    from gptmodel.text.corpus import build_corpus
 
     with progress("reading text") as update:
         artifact, reused = build_corpus(open_store(), config, wait=wait, progress=update)
@@ -31,7 +31,7 @@ def fetch_corpus(config: CorpusConfig, wait: bool = False) -> Artifact:
 @with_events
 def tokenize_corpus(corpus: Artifact, config: ShardsConfig, wait: bool = False) -> Artifact:
     """Turn the documents into shards of GPT-2 tokens."""
-    from gptmodel.shards import build_shards
+    from gptmodel.tokens.shards import build_shards
 
     with progress("tokenizing") as update:
         artifact, reused = build_shards(open_store(), corpus, config, wait=wait, progress=update)

@@ -8,12 +8,12 @@ from contextlib import suppress
 from dataclasses import asdict, replace
 from typing import Any
 
-from gptmodel.artifacts import Artifact, Store
 from gptmodel.config import PipelineConfig
 from gptmodel.errors import ArtifactError, ConfigError, TrackingError
-from gptmodel.ledger import Draft, Entry, Ledger, Named, State
-from gptmodel.lineage_graph import MODELS
-from gptmodel.pretraining import run_dir_of
+from gptmodel.lineage.graph import MODELS
+from gptmodel.pretraining.step import run_dir_of
+from gptmodel.retraining.ledger import Draft, Entry, Ledger, Named, State
+from gptmodel.store.artifacts import Artifact, Store
 from tasks.cards import load_card
 from tasks.mlflow_pages import briefly, is_there
 from tasks.naming import find_artifact

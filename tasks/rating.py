@@ -10,14 +10,14 @@ from typing import Any
 
 from prefect import get_run_logger, task
 
-from gptmodel.artifacts import Artifact, Store, find_model, open_store
+from gptmodel.criteria import OVERALL
 from gptmodel.errors import ArtifactError, ConfigError
-from gptmodel.lineage import artifact_of
-from gptmodel.rating.criteria import OVERALL
+from gptmodel.lineage.walk import artifact_of
 from gptmodel.rating.journal import Journal, Opening, checked_name, round_of_flow_run
 from gptmodel.rating.pairs import Pair, pairs_of
 from gptmodel.rating.results import preferences_of, publish
 from gptmodel.rating.rounds import KIND, RoundConfig, build_round, models_of, read_items
+from gptmodel.store.artifacts import Artifact, Store, find_model, open_store
 from tasks.awaiting import rest, this_run
 from tasks.holding import hold
 from tasks.lineage_events import with_events

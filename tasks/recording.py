@@ -16,15 +16,15 @@ import pandas as pd
 from mlflow.entities import LoggedModel, LoggedModelOutput, LoggedModelStatus, Metric, Run
 from mlflow.utils.mlflow_tags import MLFLOW_LOGGED_ARTIFACTS
 
-from gptmodel.artifacts import MANIFEST, Artifact, Store
 from gptmodel.judging.benchmark import RESULTS, asked_name
-from gptmodel.lineage import Lineage, artifact_of
-from gptmodel.lineage_graph import as_json
-from gptmodel.lineage_page import page as lineage_page
-from gptmodel.metrics_log import read_lines
+from gptmodel.lineage.graph import as_json
+from gptmodel.lineage.walk import Lineage, artifact_of
+from gptmodel.pages.lineage import page as lineage_page
 from gptmodel.planning.score import scores
 from gptmodel.plots import calibration_figure, loss_figure, optimizer_figure
 from gptmodel.rating.results import preferences_of
+from gptmodel.store.artifacts import MANIFEST, Artifact, Store
+from gptmodel.training.metrics_log import read_lines
 from tasks.cards import evaluation_dataset
 from tasks.mlflow_pages import LINEAGE_JSON, LINEAGE_PAGE, versions_of
 from tasks.model_links import link_model

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import logging
 
-from gptmodel.artifacts import Artifact, Store
 from gptmodel.errors import TrackingError
 from gptmodel.judging.surprisal import SURPRISAL_FILE
-from gptmodel.lineage import artifact_of
+from gptmodel.lineage.walk import artifact_of
+from gptmodel.store.artifacts import Artifact, Store
 from tasks.mlflow_pages import briefly, is_there, page_of
 from tasks.pages import show_words
 
@@ -32,7 +32,7 @@ def show_report_links(evaluation: Artifact) -> None:
 
 def _links(store: Store, model: Artifact, evaluation: Artifact) -> str:
     """In Markdown; what is not linked has its reason."""
-    from gptmodel.comparing import mlflow_run_of  # late: it takes a second to import
+    from gptmodel.reproduction.comparing import mlflow_run_of  # late: it takes a second to import
 
     run_id = mlflow_run_of(store, model.fingerprint)
     if not run_id or not is_there():

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import logging
 
-from gptmodel.artifacts import Artifact, Store
 from gptmodel.errors import GptflowError, first_line
-from gptmodel.judging.report import report_page
-from gptmodel.judging.report_facts import report_facts
 from gptmodel.judging.surprisal import passages_of
-from gptmodel.judging.surprisal_page import surprisal_page
+from gptmodel.pages.report import report_page
+from gptmodel.pages.report_facts import report_facts
+from gptmodel.pages.surprisal import surprisal_page
+from gptmodel.store.artifacts import Artifact, Store
 from tasks.champions import look_up
 from tasks.tracking import client
 

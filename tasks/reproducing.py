@@ -10,14 +10,14 @@ from typing import Any
 from prefect import get_run_logger, task
 from prefect.artifacts import create_markdown_artifact
 
-from gptmodel.artifacts import Artifact, Store, find_model, open_store
-from gptmodel.comparing import mlflow_run_of
-from gptmodel.differences import Change
 from gptmodel.errors import ArtifactError
-from gptmodel.rebuilding import reproduce_apart
-from gptmodel.repeating import Wishes
-from gptmodel.reproduction import plan_reproduction
-from gptmodel.verdicts import Verdict
+from gptmodel.lineage.differences import Change
+from gptmodel.reproduction.chain import plan_reproduction
+from gptmodel.reproduction.comparing import mlflow_run_of
+from gptmodel.reproduction.rebuilding import reproduce_apart
+from gptmodel.reproduction.repeating import Wishes
+from gptmodel.reproduction.verdicts import Verdict
+from gptmodel.store.artifacts import Artifact, Store, find_model, open_store
 from tasks.naming import find_artifact
 from tasks.policy import STEP
 

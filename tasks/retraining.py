@@ -6,13 +6,13 @@ from dataclasses import dataclass, replace
 
 from prefect import get_run_logger, task
 
-from gptmodel.artifacts import Artifact, Store, open_store
 from gptmodel.config import PipelineConfig
-from gptmodel.corpus import DOWNLOADS
 from gptmodel.errors import ConfigError, DataError
-from gptmodel.ledger import Draft, Ledger, Named, State
-from gptmodel.sources import open_source
-from gptmodel.space import storage_errors
+from gptmodel.retraining.ledger import Draft, Ledger, Named, State
+from gptmodel.store.artifacts import Artifact, Store, open_store
+from gptmodel.store.space import storage_errors
+from gptmodel.text.corpus import DOWNLOADS
+from gptmodel.text.sources import open_source
 from tasks.data_gates import check_corpus
 from tasks.holding import hold
 from tasks.pages import progress, show_words
@@ -114,7 +114,7 @@ def hold_out(config: PipelineConfig, news: News, training: Artifact, held_out: A
     ConfigError if a document of it would be trained on: a document's side follows from its text alone, so only changed
     settings can put one on the other side.
     """
-    from gptmodel.gate_facts import split_ids
+    from gptmodel.retraining.gate_facts import split_ids
 
     def freeze(state: State) -> Draft | None:
         if state.frozen is not None:
@@ -139,7 +139,7 @@ def hold_out(config: PipelineConfig, news: News, training: Artifact, held_out: A
 
 def arrivals_of(news: News, held_out: Artifact) -> Artifact | None:
     """The held-out shards since which something arrived; None where nothing did, or nobody is to be compared on it."""
-    from gptmodel.evaluation import arrived
+    from gptmodel.judging.evaluation import arrived
 
     if news.champion is None or news.since is None or not arrived(held_out, news.since):
         return None

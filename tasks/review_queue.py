@@ -22,12 +22,12 @@ from mlflow.entities import Trace
 from mlflow.exceptions import MlflowException
 from mlflow.genai import label_schemas, review_queues
 
-from gptmodel.artifacts import Artifact
+from gptmodel.criteria import COMMENT, COMMENT_CHARS, CRITERIA, HIGHEST, LOWEST, check_scores
 from gptmodel.errors import TrackingError, first_line
-from gptmodel.rating.criteria import COMMENT, COMMENT_CHARS, CRITERIA, HIGHEST, LOWEST, check_scores
 from gptmodel.rating.deliveries import Comparison, Rating
 from gptmodel.rating.pairs import ANSWERS, LEFT, QUESTION, RIGHT, Pair, comparison, pairs_in_order, sides
 from gptmodel.rating.rounds import Item, in_order
+from gptmodel.store.artifacts import Artifact
 from tasks.mlflow_pages import address, is_there
 from tasks.tracking import FAILURES, client
 

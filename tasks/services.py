@@ -23,7 +23,7 @@ from datetime import datetime
 from pathlib import Path
 
 from gptmodel.errors import ConfigError, GptflowError
-from gptmodel.locks import exclusive
+from gptmodel.store.locks import exclusive
 from tasks import slots
 from tasks.automations import SETTINGS, install
 from tasks.deployments import register

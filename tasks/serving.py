@@ -15,8 +15,8 @@ from mlflow.models import Model, ModelSignature
 from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema
 
 import gptmodel
-from gptmodel.artifacts import Artifact
 from gptmodel.config import DecodingConfig
+from gptmodel.store.artifacts import Artifact
 
 _REQUIREMENTS = (
     *("torch", "numpy", "pandas", "pyarrow", "tiktoken", "safetensors", "pydantic", "pyyaml", "regex"),

@@ -6,7 +6,7 @@ from typing import Any
 
 from prefect import get_run_logger
 
-from gptmodel.artifacts import Artifact
+from gptmodel.store.artifacts import Artifact
 from tasks.holding import hold
 from tasks.lineage_events import note_reused
 from tasks.lineage_pages import show_lineage

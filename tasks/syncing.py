@@ -12,14 +12,14 @@ from pathlib import Path
 
 from mlflow.entities import Run
 
-from gptmodel.artifacts import MANIFEST, Artifact, Store, load_artifact
 from gptmodel.errors import LockHeldError, LockLostError, first_line
 from gptmodel.judging.benchmark import KIND as BENCHMARK
-from gptmodel.ledger import ledgers
-from gptmodel.lineage import artifact_of, chain_of
-from gptmodel.lineage_graph import COMPARISON, JUDGEMENTS, MODELS
-from gptmodel.locks import Hold, exclusive
-from gptmodel.pretraining import RUNS, run_dir_of
+from gptmodel.lineage.graph import COMPARISON, JUDGEMENTS, MODELS
+from gptmodel.lineage.walk import artifact_of, chain_of
+from gptmodel.pretraining.step import RUNS, run_dir_of
+from gptmodel.retraining.ledger import ledgers
+from gptmodel.store.artifacts import MANIFEST, Artifact, Store, load_artifact
+from gptmodel.store.locks import Hold, exclusive
 from tasks.carding import CARD_TAG, record_card
 from tasks.cards import CARD_FILE, Card, load_card, model_card, save_card
 from tasks.feed import FLUSH_SECONDS, LOCK_FILE, METRICS_FILE, Feed, noted_state

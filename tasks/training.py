@@ -7,9 +7,9 @@ from contextlib import contextmanager
 
 from prefect import get_run_logger, task
 
-from gptmodel.artifacts import Artifact, open_store
 from gptmodel.config import PipelineConfig
-from gptmodel.pretraining import Training, plan_training, pretrain
+from gptmodel.pretraining.step import Training, plan_training, pretrain
+from gptmodel.store.artifacts import Artifact, open_store
 from tasks.cards import save_card, training_card
 from tasks.holding import hold
 from tasks.lineage_events import with_events

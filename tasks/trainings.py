@@ -6,12 +6,12 @@ import json
 from contextlib import suppress
 from pathlib import Path
 
-from gptmodel.artifacts import Store, find_model
-from gptmodel.lineage import artifact_of
-from gptmodel.lineage_graph import COMPARISON, JUDGEMENTS
-from gptmodel.pins import BUILDING
-from gptmodel.pretraining import KIND, RUNS
-from gptmodel.traced_training import TracedTraining, find_unfinished, finished_training, unfinished_training
+from gptmodel.lineage.graph import COMPARISON, JUDGEMENTS
+from gptmodel.lineage.walk import artifact_of
+from gptmodel.pretraining.step import KIND, RUNS
+from gptmodel.store.artifacts import Store, find_model
+from gptmodel.tracing.trained import TracedTraining, find_unfinished, finished_training, unfinished_training
+from gptmodel.upkeep.pins import BUILDING
 from tasks.naming import find_artifact
 
 

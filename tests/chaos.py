@@ -49,8 +49,8 @@ from chaos_pipeline import MAX_STEPS
 from chaos_runs import NEED_CHILD, Pipeline, Process
 from chaos_worker import Deployed
 
-from gptmodel.artifacts import Store, sha256_file
-from gptmodel.metrics_log import read_lines
+from gptmodel.store.artifacts import Store, sha256_file
+from gptmodel.training.metrics_log import read_lines
 
 ROOT = Path(__file__).resolve().parents[1]
 _LOOK_SECONDS = 0.001

@@ -11,7 +11,7 @@ from typing import Any
 
 from chaos_pipeline import EVAL_EVERY, MAX_STEPS
 
-from gptmodel.metrics_log import read_lines
+from gptmodel.training.metrics_log import read_lines
 
 BETWEEN = "between two steps"
 START, STEP, EVALUATION, CHECKPOINT = "start of the child", "training step", "evaluation", "checkpoint write"

@@ -98,11 +98,11 @@ def settings(url: str, sha256: str, weights: Path) -> list[str]:
 
 def chain(sets: list[str]) -> None:
     """What the flow process of `plain` does."""
-    from gptmodel.artifacts import open_store
-    from gptmodel.corpus import build_corpus
-    from gptmodel.pretraining import plan_training, pretrain
+    from gptmodel.pretraining.step import plan_training, pretrain
     from gptmodel.settings import load_config
-    from gptmodel.shards import build_shards
+    from gptmodel.store.artifacts import open_store
+    from gptmodel.text.corpus import build_corpus
+    from gptmodel.tokens.shards import build_shards
 
     store, config = open_store(), load_config("smoke", sets=sets)
     corpus, _ = build_corpus(store, config.corpus)
@@ -111,7 +111,7 @@ def chain(sets: list[str]) -> None:
 
     init, _ = import_weights(store, config.init_from)
     model, _ = pretrain(store, plan_training(store, config, shards, init), on_line=partial(print, flush=True))
-    from gptmodel.evaluation import evaluate
+    from gptmodel.judging.evaluation import evaluate
 
     evaluate(store, model, shards, config.evaluate)
 

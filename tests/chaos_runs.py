@@ -143,7 +143,7 @@ class Process:
 def is_child(process: psutil.Process) -> bool:
     """Whether it is a training child."""
     try:
-        return "gptmodel.worker" in process.cmdline()
+        return "gptmodel.pretraining.worker" in process.cmdline()
     except psutil.Error:
         return False
 

@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from gptmodel.artifacts import Artifact, Store
 from gptmodel.config import CorpusConfig, PipelineConfig, ShardsConfig
 from gptmodel.settings import load_config
+from gptmodel.store.artifacts import Artifact, Store
 
 # Small tensors gain nothing from a second thread, and on a busy machine threads wait for each other.
 os.environ["OMP_NUM_THREADS"] = "1"
@@ -118,8 +118,8 @@ def tiny(tiny_sets: list[str]) -> Callable[..., PipelineConfig]:
 @pytest.fixture(scope="session")
 def tiny_data(tmp_path_factory: pytest.TempPathFactory, tiny: Callable[..., PipelineConfig]) -> tuple[Store, Artifact]:
     """A store with the tiny corpus and its shards."""
-    from gptmodel.corpus import build_corpus
-    from gptmodel.shards import build_shards
+    from gptmodel.text.corpus import build_corpus
+    from gptmodel.tokens.shards import build_shards
 
     store = Store(tmp_path_factory.mktemp("data") / "store")
     config = tiny()

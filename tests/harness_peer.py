@@ -18,7 +18,7 @@ from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
 
 from gptmodel.config import BenchmarkConfig, ModelConfig
-from gptmodel.hf_export import export_hf
+from gptmodel.formats.hf_export import export_hf
 from gptmodel.judging.harness import OWN_TASKS, HarnessModel, load_tasks, run_tasks
 from gptmodel.judging.speech_items import held_out
 from gptmodel.model import GPT

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 import time
+import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -57,8 +58,10 @@ class Project:
 
     def start(self, deployment: str, **parameters: Any) -> str:
         """Ask the server for a run; its id."""
-        found = ask(f"{self.api}/deployments/name/{deployment}")
-        return str(ask(f"{self.api}/deployments/{found['id']}/create_flow_run", {"parameters": parameters})["id"])
+        found = until(lambda: ask(f"{self.api}/deployments/name/{deployment}"), f"the deployment {deployment}")
+        asked = {"parameters": parameters, "idempotency_key": str(uuid.uuid4())}  # asked twice, it starts one run
+        run = until(lambda: ask(f"{self.api}/deployments/{found['id']}/create_flow_run", asked), "a run to start")
+        return str(run["id"])
 
     def of(self, run: str) -> tuple[str, int]:
         """State name and run count."""
@@ -84,11 +87,13 @@ def free_port() -> str:
         return str(probe.getsockname()[1])
 
 
-def until(condition: Callable[[], bool], what: str, seconds: float = 180) -> None:
+def until(condition: Callable[[], Any], what: str, seconds: float = 180) -> Any:
+    """What the condition gives once it is true or full."""
     deadline = time.monotonic() + seconds
-    while not condition():
+    while not (found := condition()):
         assert time.monotonic() < deadline, f"waited in vain: {what}"
         time.sleep(0.1)
+    return found
 
 
 @contextmanager

@@ -8,7 +8,7 @@ their default: at that value they are left out too, so that what was made before
 
 from __future__ import annotations
 
-from gptmodel.budget_config import BudgetConfig
+from gptmodel.config.budget import BudgetConfig
 from gptmodel.config.corpus import CorpusConfig, ShardsConfig, SourceConfig
 from gptmodel.config.decoding import DecodingConfig
 from gptmodel.config.gates import Act, DataGatesConfig
@@ -16,8 +16,8 @@ from gptmodel.config.judging import BenchmarkConfig, EvaluateConfig
 from gptmodel.config.model import GPT2_VOCAB_SIZE, ModelConfig
 from gptmodel.config.pipeline import PipelineConfig
 from gptmodel.config.recipes import recipe, with_later
+from gptmodel.config.retraining import RetrainConfig
 from gptmodel.config.training import OptimizerConfig, TrainConfig
-from gptmodel.retrain_config import RetrainConfig
 
 __all__ = [
     "GPT2_VOCAB_SIZE",

@@ -11,8 +11,8 @@ from gptmodel.config.corpus import CorpusConfig, ShardsConfig
 from gptmodel.config.gates import DataGatesConfig
 from gptmodel.config.judging import EvaluateConfig
 from gptmodel.config.model import GPT2_VOCAB_SIZE, ModelConfig
+from gptmodel.config.retraining import RetrainConfig
 from gptmodel.config.training import TrainConfig
-from gptmodel.retrain_config import RetrainConfig
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
-from gptmodel.budget_config import BudgetConfig
 from gptmodel.checked import STRICT, check
+from gptmodel.config.budget import BudgetConfig
 from gptmodel.config.decoding import DecodingConfig
 
 

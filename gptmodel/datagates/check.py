@@ -11,17 +11,17 @@ from pathlib import Path
 
 import numpy as np
 
-from gptmodel.artifacts import Artifact
 from gptmodel.config import DataGatesConfig
-from gptmodel.corpus import Document, iter_documents
 from gptmodel.datagates.contamination import Protected, protect_file
-from gptmodel.datagates.minhash import Numbers, Signatures, clusters, near_to
 from gptmodel.datagates.pii import find
 from gptmodel.datagates.quality import garbage, language
 from gptmodel.datagates.reading import lengths, numbered
 from gptmodel.datagates.report import Report, Worst
-from gptmodel.datagates.shingles import word_hashes
 from gptmodel.datagates.verdict import Measured, judge
+from gptmodel.store.artifacts import Artifact
+from gptmodel.text.corpus import Document, iter_documents
+from gptmodel.text.minhash import Numbers, Signatures, clusters, near_to
+from gptmodel.text.shingles import word_hashes
 
 Progress = Callable[[int, int, str], None]
 _PROGRESS_BYTES = 1 << 20

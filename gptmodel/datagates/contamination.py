@@ -15,8 +15,8 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from gptmodel.datagates.shingles import Hashes, runs, word_hashes
 from gptmodel.errors import ConfigError
+from gptmodel.text.shingles import Hashes, runs, word_hashes
 
 MOST_RUNS = 4_000_000  # of one protected set
 FEWEST_WORDS = 8  # less says little: Brown et al.'s smallest N

@@ -9,8 +9,8 @@ import numpy.typing as npt
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from gptmodel.artifacts import Artifact
-from gptmodel.corpus import Document
+from gptmodel.store.artifacts import Artifact
+from gptmodel.text.corpus import Document
 
 LENGTH_BINS = 400  # ten to a doubling of the bytes
 

@@ -6,13 +6,13 @@ import json
 from pathlib import Path
 from typing import Any
 
-from gptmodel.artifacts import MANIFEST, SCRATCH, Artifact, Request, Store, sha256_file, write_atomic
 from gptmodel.config import DataGatesConfig, recipe
-from gptmodel.corpus import KIND as CORPUS
 from gptmodel.datagates.check import Progress, check
-from gptmodel.datagates.minhash import ALGORITHM
 from gptmodel.datagates.report import Report, markdown, report_from
 from gptmodel.errors import ArtifactError, ConfigError
+from gptmodel.store.artifacts import MANIFEST, SCRATCH, Artifact, Request, Store, sha256_file, write_atomic
+from gptmodel.text.corpus import KIND as CORPUS
+from gptmodel.text.minhash import ALGORITHM
 
 KIND = "data-check"
 RECIPE_VERSION = 1

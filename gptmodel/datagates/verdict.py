@@ -11,12 +11,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from gptmodel.artifacts import Artifact
 from gptmodel.config import Act, DataGatesConfig
 from gptmodel.datagates.contamination import Protected, read_benchmark
 from gptmodel.datagates.quality import commonest, mix_distance
 from gptmodel.datagates.reading import fetch
 from gptmodel.datagates.report import Finding, Offender, Report, State, Worst, excerpt
+from gptmodel.store.artifacts import Artifact
 
 Counts = npt.NDArray[np.int64]
 

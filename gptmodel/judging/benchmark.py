@@ -15,9 +15,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gptmodel.artifacts import Artifact, Request, Store, sha256_file, write_atomic
 from gptmodel.config import GPT2_VOCAB_SIZE, BenchmarkConfig
 from gptmodel.errors import ConfigError
+from gptmodel.store.artifacts import Artifact, Request, Store, sha256_file, write_atomic
 
 if TYPE_CHECKING:
     from gptmodel.judging.harness import Tasks

@@ -14,12 +14,12 @@ from typing import Any
 
 import numpy as np
 
-from gptmodel.artifacts import Artifact, Request, Store, write_atomic
 from gptmodel.config import EvaluateConfig
 from gptmodel.errors import ConfigError
 from gptmodel.judging.bootstrap import interval, resampled
 from gptmodel.judging.units import HIGHER_IS_BETTER, OF_THE_TEXT, Units, load_units
-from gptmodel.lineage_graph import COMPARISON as KIND
+from gptmodel.lineage.graph import COMPARISON as KIND
+from gptmodel.store.artifacts import Artifact, Request, Store, write_atomic
 
 RECIPE_VERSION = 1
 _MUST_AGREE = ("split", "max_tokens", "stride")

@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 
 from gptmodel.judging.overlap import END, Bytes, Passage, longest_passages
-from gptmodel.spelling import Spelling
 from gptmodel.tokenizer import gpt2
-from gptmodel.tokenstream import TokenStream
+from gptmodel.tokens.spelling import Spelling
+from gptmodel.tokens.tokenstream import TokenStream
 
 UNSEEN_PASSAGES = 64
 _BLOCK_TOKENS = 1 << 20

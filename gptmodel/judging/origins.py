@@ -6,14 +6,14 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from gptmodel.artifacts import Artifact, Store
-from gptmodel.corpus import normalise
 from gptmodel.errors import ArtifactError, ConfigError
 from gptmodel.judging.memorisation import overlaps, shown, spelled
 from gptmodel.judging.overlap import all_passages
-from gptmodel.lookup import Entry, entries_of, small
+from gptmodel.lineage.lookup import Entry, entries_of, small
+from gptmodel.store.artifacts import Artifact, Store
+from gptmodel.text.corpus import normalise
 from gptmodel.tokenizer import gpt2
-from gptmodel.tokenstream import TokenStream, open_split
+from gptmodel.tokens.tokenstream import TokenStream, open_split
 
 Report = dict[str, Any]
 
@@ -64,8 +64,8 @@ def origin_report(
 ) -> Report:
     """Where the text comes from, as plain data; the text is normalised as documents are.
 
-    `limit` bounds the passages and the documents of each; 0 lists all. `check` as in `gptmodel.trace_report`. Without a
-    passage of that length, `longest` is the longest there is. ConfigError for an empty text.
+    `limit` bounds the passages and the documents of each; 0 lists all. `check` as in `gptmodel.tracing.report`. Without
+    a passage of that length, `longest` is the longest there is. ConfigError for an empty text.
     """
     if not (text := normalise(text)).strip():
         raise ConfigError("the text is empty; give some as an argument, or on standard input")

@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from gptmodel.batches import Stream
 from gptmodel.config import EvaluateConfig
 from gptmodel.errors import ConfigError
+from gptmodel.tokens.batches import Stream
 
 if TYPE_CHECKING:  # a flow must import fast, and torch takes seconds
     from gptmodel.model import GPT

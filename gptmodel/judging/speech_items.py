@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gptmodel.config import CorpusConfig
-from gptmodel.corpus import normalise, split_of
-from gptmodel.sources import open_source
+from gptmodel.text.corpus import normalise, split_of
+from gptmodel.text.sources import open_source
 
 if TYPE_CHECKING:
     from datasets import DatasetDict

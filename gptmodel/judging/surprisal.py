@@ -18,12 +18,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gptmodel.artifacts import Artifact
 from gptmodel.errors import ConfigError, DataError
 from gptmodel.judging.pieces import whole
 from gptmodel.markdown_text import spread
+from gptmodel.store.artifacts import Artifact
 from gptmodel.tokenizer import gpt2
-from gptmodel.tokenstream import TokenStream
+from gptmodel.tokens.tokenstream import TokenStream
 
 if TYPE_CHECKING:  # a flow must import fast, and torch takes seconds
     from torch import Tensor

@@ -12,13 +12,13 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from gptmodel.artifacts import Artifact, Store
 from gptmodel.config import EvaluateConfig
 from gptmodel.errors import ArtifactError
 from gptmodel.judging.bootstrap import effective_units, interval, resampled
 from gptmodel.judging.scoring import Scores
+from gptmodel.store.artifacts import Artifact, Store
 from gptmodel.tokenizer import gpt2
-from gptmodel.tokenstream import TokenStream
+from gptmodel.tokens.tokenstream import TokenStream
 
 log = logging.getLogger(__name__)
 _PLACE_IN_SOURCE = re.compile(r"(#\d+)+$")  # the number of a row, of a line, or of a piece that was cut

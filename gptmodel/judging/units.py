@@ -17,11 +17,11 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from gptmodel.artifacts import Artifact
 from gptmodel.judging.bootstrap import Sums, effective_units
 from gptmodel.judging.scoring import Scores
+from gptmodel.store.artifacts import Artifact
 from gptmodel.tokenizer import gpt2
-from gptmodel.tokenstream import DocumentIndex
+from gptmodel.tokens.tokenstream import DocumentIndex
 
 UNITS = "units.parquet"
 _COLUMNS = ("n_tokens", "n_bytes", "n_chars", "nats", "plain_nats", "unigram_nats", "correct", "correct_at_5")

@@ -9,14 +9,14 @@ import logging
 from dataclasses import dataclass
 from pathlib import Path
 
-from gptmodel.artifacts import Store
-from gptmodel.budget_config import BudgetConfig
 from gptmodel.config import PipelineConfig
+from gptmodel.config.budget import BudgetConfig
 from gptmodel.errors import ConfigError
 from gptmodel.planning.forecast import Forecast, forecast, measure
 from gptmodel.planning.plan_text import energy, money, span
 from gptmodel.planning.rates import Rates, bill, load_rates
 from gptmodel.planning.score import correction
+from gptmodel.store.artifacts import Store
 
 log = logging.getLogger(__name__)
 

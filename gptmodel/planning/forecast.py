@@ -12,10 +12,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from gptmodel.config import PipelineConfig
-from gptmodel.errors import ConfigError, GptflowError
-from gptmodel.launch import child_environment
-from gptmodel.planning.arithmetic import (
+from gptmodel.arithmetic import (
     Flops,
     Memory,
     Parameters,
@@ -24,9 +21,12 @@ from gptmodel.planning.arithmetic import (
     largest_micro_batch,
     memory,
 )
+from gptmodel.config import PipelineConfig
+from gptmodel.errors import ConfigError, GptflowError
 from gptmodel.planning.rates import Bill, Hardware, Rates, bill
 from gptmodel.planning.scaling import Expected, expected_loss
-from gptmodel.space import shards_bytes, training_bytes, weights_bytes
+from gptmodel.store.space import shards_bytes, training_bytes, weights_bytes
+from gptmodel.training.launch import child_environment
 
 log = logging.getLogger(__name__)
 _TRIAL = "gptmodel.planning.trial"

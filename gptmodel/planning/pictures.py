@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 from gptmodel.planning.scaling import Advice
-from gptmodel.space import storage_errors
+from gptmodel.store.space import storage_errors
 
 _BLUE, _ORANGE = "#0072B2", "#E69F00"  # told apart by those who see no red or green, too
 

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from gptmodel.artifacts import Store, write_atomic
 from gptmodel.planning.forecast import Forecast, Trial
+from gptmodel.store.artifacts import Store, write_atomic
 
 PLAN_FILE = "plan.json"  # beside a run's log
 PROVENANCE = "plan"  # in the manifest of the model

@@ -21,17 +21,17 @@ import numpy.typing as npt
 import psutil
 import torch
 
-from gptmodel.batches import Batches
-from gptmodel.checkpoint import Checkpointer, TrainState
 from gptmodel.config import ModelConfig, PipelineConfig, TrainConfig
 from gptmodel.device import Machine, peak_memory_bytes, set_up
-from gptmodel.metrics_log import MetricsLog
 from gptmodel.model import GPT
-from gptmodel.optimizer import make_optimizer
 from gptmodel.settings import parse_config
 from gptmodel.tokenizer import gpt2
-from gptmodel.training import StopSignal, Trainer
-from gptmodel.validation import SplitEvaluator
+from gptmodel.tokens.batches import Batches
+from gptmodel.training.checkpoint import Checkpointer, TrainState
+from gptmodel.training.loop import StopSignal, Trainer
+from gptmodel.training.metrics_log import MetricsLog
+from gptmodel.training.optimizer import make_optimizer
+from gptmodel.training.validation import SplitEvaluator
 
 _EVAL_BATCHES = 4  # scored to time an evaluation; the rest is reckoned
 _ENDLESS = 1 << 40  # tokens

@@ -14,8 +14,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Generic, TypeVar
 
-from gptmodel.artifacts import fsync_path
 from gptmodel.errors import ArtifactError
+from gptmodel.store.artifacts import fsync_path
 
 
 @dataclass(frozen=True)

@@ -11,13 +11,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
-from gptmodel.artifacts import Artifact, Store
+from gptmodel.criteria import NAMES
 from gptmodel.errors import ConfigError
-from gptmodel.lookup import ratings_of
-from gptmodel.rating.criteria import NAMES
+from gptmodel.lineage.lookup import ratings_of
 from gptmodel.rating.results import preferences_of
 from gptmodel.rating.rounds import models_of
 from gptmodel.requirements import Requirement, parse_requirement
+from gptmodel.store.artifacts import Artifact, Store
 
 Outcome = Literal["pass", "fail", "not enough ratings"]
 

@@ -14,10 +14,10 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-from gptmodel.artifacts import Store, write_atomic
 from gptmodel.errors import ArtifactError, ConfigError
-from gptmodel.locks import exclusive
 from gptmodel.rating.deliveries import Comparison, Deliveries, Rating
+from gptmodel.store.artifacts import Store, write_atomic
+from gptmodel.store.locks import exclusive
 
 FOLDER = ".ratings"
 _LOG, _COMPARED = "ratings.jsonl", "comparisons.jsonl"

@@ -7,12 +7,12 @@ import io
 from collections.abc import Sequence
 from pathlib import Path
 
-from gptmodel.artifacts import Artifact
+from gptmodel.criteria import COMMENT_CHARS
 from gptmodel.errors import DataError
-from gptmodel.rating.criteria import COMMENT_CHARS
 from gptmodel.rating.deliveries import Comparison
 from gptmodel.rating.pairs import ANSWERS, QUESTION, Pair, answer_of, comparison, sides
 from gptmodel.rating.sheets import harmless, refuse, rows_of, wrong_names
+from gptmodel.store.artifacts import Artifact
 
 COLUMNS = ("round", "rater", "pair_id", "beginning", "A", "B", "preferred", "comment")
 _NEEDED = ("round", "rater", "pair_id", "preferred")

@@ -16,10 +16,10 @@ from typing import Any
 
 import numpy as np
 
-from gptmodel.artifacts import Artifact
 from gptmodel.rating.deliveries import Comparison
 from gptmodel.rating.rounds import Item, models_of
 from gptmodel.rating.statistics import preference
+from gptmodel.store.artifacts import Artifact
 
 LEFT, TIE, RIGHT = "A", "tie", "B"
 ANSWERS = (LEFT, TIE, RIGHT)

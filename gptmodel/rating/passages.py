@@ -8,9 +8,9 @@ import random
 import re
 from dataclasses import dataclass
 
-from gptmodel.artifacts import Artifact
-from gptmodel.corpus import iter_documents
 from gptmodel.errors import DataError
+from gptmodel.store.artifacts import Artifact
+from gptmodel.text.corpus import iter_documents
 from gptmodel.tokenizer import gpt2
 
 _MOST_CHARS = 200_000  # of a document: where in a longer one a passage begins matters to nobody

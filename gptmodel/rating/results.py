@@ -16,13 +16,13 @@ from typing import Any
 
 import numpy as np
 
-from gptmodel.artifacts import Artifact, Request, Store, write_atomic
+from gptmodel.criteria import NAMES, OVERALL
 from gptmodel.errors import DataError
-from gptmodel.rating.criteria import NAMES, OVERALL
 from gptmodel.rating.deliveries import Comparison, Rating
 from gptmodel.rating.pairs import LEAST_RIGHT, Pair, asked_preferences, checks_right, pairs_of
 from gptmodel.rating.rounds import Item, models_of, read_items
 from gptmodel.rating.statistics import Table, bootstrap_weights, krippendorff_alpha, mean_interval, preference
+from gptmodel.store.artifacts import Artifact, Request, Store, write_atomic
 
 KIND = "ratings"
 RECIPE_VERSION = 1

@@ -14,10 +14,10 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-from gptmodel.artifacts import Artifact, Request, Store, write_atomic
 from gptmodel.config import DecodingConfig, recipe
 from gptmodel.errors import ArtifactError, ConfigError
 from gptmodel.rating.passages import Passage, draw_passages, word_salad
+from gptmodel.store.artifacts import Artifact, Request, Store, write_atomic
 
 KIND = "rating-round"
 RECIPE_VERSION = 1

@@ -11,11 +11,11 @@ import io
 from collections.abc import Container, Sequence
 from pathlib import Path
 
-from gptmodel.artifacts import Artifact
+from gptmodel.criteria import COMMENT_CHARS, CRITERIA, INTRODUCTION, NAMES, check_scores
 from gptmodel.errors import DataError
-from gptmodel.rating.criteria import COMMENT_CHARS, CRITERIA, INTRODUCTION, NAMES, check_scores
 from gptmodel.rating.deliveries import Rating
 from gptmodel.rating.rounds import Item
+from gptmodel.store.artifacts import Artifact
 
 COLUMNS = ("round", "rater", "text_id", "beginning", "continuation", *NAMES, "comment")
 _NEEDED = ("round", "rater", "text_id", *NAMES)

@@ -12,11 +12,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from gptmodel.artifacts import Artifact, Store
 from gptmodel.config import PipelineConfig
 from gptmodel.errors import Interrupted
-from gptmodel.metrics_log import read_lines
-from gptmodel.pretraining import plan_training, pretrain
+from gptmodel.pretraining.step import plan_training, pretrain
+from gptmodel.store.artifacts import Artifact, Store
+from gptmodel.training.metrics_log import read_lines
 
 pytestmark = [
     pytest.mark.gpu,
@@ -57,7 +57,9 @@ def test_a_stopped_run_goes_on_to_the_same_bits(tiny_data: tuple[Store, Artifact
 
     def stop(line: str) -> None:
         if line.startswith("step 6 "):
-            found = subprocess.run(["pgrep", "-P", str(os.getpid()), "-f", "gptmodel.worker"], capture_output=True)
+            found = subprocess.run(
+                ["pgrep", "-P", str(os.getpid()), "-f", "gptmodel.pretraining.worker"], capture_output=True
+            )
             os.kill(int(found.stdout.split()[0]), signal.SIGTERM)
 
     with pytest.raises(Interrupted):

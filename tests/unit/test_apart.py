@@ -10,16 +10,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from gptmodel.artifacts import Artifact, Store
 from gptmodel.config import CorpusConfig, DataGatesConfig, SourceConfig
-from gptmodel.corpus import build_corpus, iter_documents, split_of
 from gptmodel.datagates import check
-from gptmodel.datagates.minhash import BANDS, VALUES, Signatures, clusters, near_to, similarity
-from gptmodel.datagates.shingles import word_hashes
 from gptmodel.errors import ArtifactError, ConfigError
-from gptmodel.rebuilding import reproduce
-from gptmodel.repeating import Wishes
-from gptmodel.reproduction import plan_reproduction
+from gptmodel.reproduction.chain import plan_reproduction
+from gptmodel.reproduction.rebuilding import reproduce
+from gptmodel.reproduction.repeating import Wishes
+from gptmodel.store.artifacts import Artifact, Store
+from gptmodel.text.corpus import build_corpus, iter_documents, split_of
+from gptmodel.text.minhash import BANDS, VALUES, Signatures, clusters, near_to, similarity
+from gptmodel.text.shingles import word_hashes
 
 Build = Callable[..., Artifact]
 VOCABULARY = [

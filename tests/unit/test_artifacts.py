@@ -15,10 +15,10 @@ from typing import Any
 
 import pytest
 
-from gptmodel.artifacts import MANIFEST, Artifact, Ref, Request, Store, canonical, load_artifact
 from gptmodel.errors import ArtifactError, ConfigError, LockHeldError
-from gptmodel.locks import exclusive
-from gptmodel.uses import USES, in_use, using
+from gptmodel.store.artifacts import MANIFEST, Artifact, Ref, Request, Store, canonical, load_artifact
+from gptmodel.store.locks import exclusive
+from gptmodel.store.uses import USES, in_use, using
 
 REQUEST = Request("corpus", 1, {"fraction": 0.1, "steps": 3}, (Ref("source", "f" * 64, "d" * 64),))
 
@@ -26,7 +26,7 @@ REQUEST = Request("corpus", 1, {"fraction": 0.1, "steps": 3}, (Ref("source", "f"
 PUBLISHER = """
 import sys
 from pathlib import Path
-from gptmodel.artifacts import Request, Store
+from gptmodel.store.artifacts import Request, Store
 
 def build(directory):
     for n in range(5):
@@ -43,7 +43,7 @@ while True:
 HOLDER = """
 import sys
 from pathlib import Path
-from gptmodel.locks import exclusive
+from gptmodel.store.locks import exclusive
 with exclusive(Path(sys.argv[1]), "the thing"):
     print("held", flush=True)
     sys.stdin.read()

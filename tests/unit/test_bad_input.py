@@ -24,14 +24,14 @@ import torch
 from safetensors.torch import save
 
 import gptmodel
-from gptmodel.artifacts import Artifact, Request, Store
 from gptmodel.config import CorpusConfig, ModelConfig, PipelineConfig, SourceConfig
-from gptmodel.corpus import build_corpus
 from gptmodel.errors import ArtifactError, CheckpointError, ConfigError, DataError, GptflowError
 from gptmodel.model import GPT
 from gptmodel.pretrained import import_weights, load_pretrained
-from gptmodel.pretraining import plan_training
-from gptmodel.tokenstream import open_split
+from gptmodel.pretraining.step import plan_training
+from gptmodel.store.artifacts import Artifact, Request, Store
+from gptmodel.text.corpus import build_corpus
+from gptmodel.tokens.tokenstream import open_split
 from gptmodel.weights import load_model, save_model
 
 Tiny = Callable[..., PipelineConfig]
@@ -104,7 +104,7 @@ def test_nothing_but_empty_or_null_is_refused(tmp_path: Path, name: str, content
 def test_one_text_beyond_the_limit_is_refused_where_it_stands(
     tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("gptmodel.sources.LONGEST_TEXT_BYTES", 1_000)
+    monkeypatch.setattr("gptmodel.text.sources.LONGEST_TEXT_BYTES", 1_000)
     long = b"word " * 201
     if name == "a.parquet":
         file, where = table(tmp_path / name, [*GOOD, long]), "a.parquet#30"
@@ -123,9 +123,9 @@ def test_one_text_beyond_the_limit_is_refused_where_it_stands(
 BUILD = """
 import json, sys
 from pathlib import Path
-from gptmodel.artifacts import Store
+from gptmodel.store.artifacts import Store
 from gptmodel.config import CorpusConfig, SourceConfig
-from gptmodel.corpus import build_corpus
+from gptmodel.text.corpus import build_corpus
 from gptmodel.errors import GptflowError
 import pyarrow.parquet
 
@@ -307,7 +307,7 @@ def test_no_module_unpickles() -> None:
     """Readers that can run code stand nowhere in the craft."""
     forbidden = {"pickle", "torch.load", "joblib", "dill", "marshal", "np.load", "numpy.load", "yaml.load", "shelve"}
     found = []
-    for file in sorted(Path(gptmodel.__file__).parent.glob("*.py")):
+    for file in sorted(Path(gptmodel.__file__).parent.rglob("*.py")):
         for node in ast.walk(ast.parse(file.read_text())):
             names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
             names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
@@ -368,7 +368,7 @@ READ = """
 import json, sys, time
 from pathlib import Path
 import torch, safetensors.torch
-from gptmodel.artifacts import Store
+from gptmodel.store.artifacts import Store
 from gptmodel.errors import CheckpointError
 from gptmodel.pretrained import import_weights
 from gptmodel.weights import load_model

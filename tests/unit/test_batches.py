@@ -8,10 +8,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gptmodel.batches import Batches, count_windows, eval_windows, read_windows
 from gptmodel.errors import ConfigError, DataError
-from gptmodel.permutation import Permutation, _mix_int
-from gptmodel.tokenstream import Shard, TokenStream
+from gptmodel.tokens.batches import Batches, count_windows, eval_windows, read_windows
+from gptmodel.tokens.permutation import Permutation, _mix_int
+from gptmodel.tokens.tokenstream import Shard, TokenStream
 
 T = 8
 # Never edit these: a run must find its data order again years later.

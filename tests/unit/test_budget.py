@@ -12,11 +12,8 @@ import pytest
 from click.testing import CliRunner
 
 from flows.plan_command import plan as plan_command
-from gptmodel import training as loop
-from gptmodel.artifacts import Artifact, Store
-from gptmodel.budget_config import BudgetConfig
-from gptmodel.checkpoint import TrainState
 from gptmodel.config import PipelineConfig
+from gptmodel.config.budget import BudgetConfig
 from gptmodel.errors import BudgetError, ConfigError
 from gptmodel.planning import budget as budgets
 from gptmodel.planning import score as score_room
@@ -24,8 +21,11 @@ from gptmodel.planning.budget import limit_of, over_budget, refuse_over_budget
 from gptmodel.planning.forecast import Trial, forecast
 from gptmodel.planning.rates import SHIPPED, load_rates
 from gptmodel.planning.score import Score, correction, median_and_worst, scores
-from gptmodel.pretraining import plan_training, pretrain
+from gptmodel.pretraining.step import plan_training, pretrain
 from gptmodel.settings import load_config
+from gptmodel.store.artifacts import Artifact, Store
+from gptmodel.training import loop
+from gptmodel.training.checkpoint import TrainState
 from tests.unit.test_spikes import CONFIG, Run, same
 
 Tiny = Callable[..., PipelineConfig]

@@ -10,16 +10,16 @@ import numpy as np
 import pytest
 import torch
 
-from gptmodel.batches import Batches
-from gptmodel.checkpoint import Checkpointer, TrainState
 from gptmodel.config import ModelConfig, OptimizerConfig, TrainConfig
 from gptmodel.device import Machine
 from gptmodel.errors import CheckpointError
-from gptmodel.metrics_log import MetricsLog, curve, read_lines
 from gptmodel.model import GPT
-from gptmodel.optimizer import make_optimizer
-from gptmodel.tokenstream import Shard, TokenStream
-from gptmodel.training import StopSignal, Trainer, Validation
+from gptmodel.tokens.batches import Batches
+from gptmodel.tokens.tokenstream import Shard, TokenStream
+from gptmodel.training.checkpoint import Checkpointer, TrainState
+from gptmodel.training.loop import StopSignal, Trainer, Validation
+from gptmodel.training.metrics_log import MetricsLog, curve, read_lines
+from gptmodel.training.optimizer import make_optimizer
 
 CONFIG = ModelConfig(vocab_size=60, context_length=8, n_layer=1, n_head=2, n_embd=16)
 

@@ -18,15 +18,15 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
-from gptmodel.artifacts import Artifact, Request, Store
-from gptmodel.collection import Rules, plan, tree_bytes
 from gptmodel.errors import ArtifactError, StorageError
-from gptmodel.freshstore import temporary_store
-from gptmodel.holdings import usage
-from gptmodel.manifests import MANIFEST
-from gptmodel.pins import pin, pins, unpin
-from gptmodel.sweeping import Swept, sweep
-from gptmodel.uses import collecting, using
+from gptmodel.reproduction.freshstore import temporary_store
+from gptmodel.store.artifacts import Artifact, Request, Store
+from gptmodel.store.manifests import MANIFEST
+from gptmodel.store.uses import collecting, using
+from gptmodel.upkeep.collection import Rules, plan, tree_bytes
+from gptmodel.upkeep.holdings import usage
+from gptmodel.upkeep.pins import pin, pins, unpin
+from gptmodel.upkeep.sweeping import Swept, sweep
 from tasks.holding import hold, holding
 
 NOTHING = Rules(keep_days=0, keep_newest=0)
@@ -143,7 +143,7 @@ def test_what_was_used_lately_and_the_newest_model_stay(store: Store, made: dict
 RUN = """
 import sys
 from pathlib import Path
-from gptmodel.artifacts import Request, Store
+from gptmodel.store.artifacts import Request, Store
 store = Store(Path(sys.argv[1]))
 shards = store.resolve(sys.argv[2])
 def build(directory):
@@ -328,7 +328,7 @@ def test_a_run_that_begins_between_the_table_and_the_yes_keeps_what_it_uses(
 
 
 def test_what_is_being_written_is_left_alone_with_its_inputs(store: Store, made: dict[str, Artifact]) -> None:
-    from gptmodel.locks import exclusive
+    from gptmodel.store.locks import exclusive
 
     with exclusive(store.lock_path(made["m1"].request), "m1"):
         swept = collect(store)
@@ -398,8 +398,8 @@ def test_killed_anywhere_it_leaves_nothing_half_and_the_next_one_finishes(tmp_pa
 USER = """
 import sys
 from pathlib import Path
-from gptmodel import artifacts
-from gptmodel.artifacts import Request, Store
+from gptmodel.store import artifacts
+from gptmodel.store.artifacts import Request, Store
 from gptmodel.errors import ArtifactError
 
 store, label, wanted = Store(Path(sys.argv[1])), sys.argv[2], int(sys.argv[3])

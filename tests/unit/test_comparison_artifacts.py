@@ -8,18 +8,18 @@ from typing import Any
 
 import pytest
 
-from gptmodel.artifacts import Artifact, Ref, Request, Store
-from gptmodel.card_facts import facts_of
-from gptmodel.card_sections import evaluation as evaluation_section
-from gptmodel.card_sections import lineage as lineage_section
-from gptmodel.collection import Rules, plan
-from gptmodel.holdings import holdings
-from gptmodel.lineage import Lineage, judged_model
-from gptmodel.lineage_graph import node_figures
-from gptmodel.lineage_layout import layers_of
-from gptmodel.lineage_page import page
-from gptmodel.lineage_text import mermaid, phrases, text
-from gptmodel.verification import verify, with_evaluations
+from gptmodel.lineage.graph import node_figures
+from gptmodel.lineage.layout import layers_of
+from gptmodel.lineage.text import mermaid, phrases, text
+from gptmodel.lineage.walk import Lineage, judged_model
+from gptmodel.pages.card_facts import facts_of
+from gptmodel.pages.card_sections import evaluation as evaluation_section
+from gptmodel.pages.card_sections import lineage as lineage_section
+from gptmodel.pages.lineage import page
+from gptmodel.store.artifacts import Artifact, Ref, Request, Store
+from gptmodel.upkeep.collection import Rules, plan
+from gptmodel.upkeep.holdings import holdings
+from gptmodel.upkeep.verification import verify, with_evaluations
 
 LOSS = {"name": "loss", "champion": 4.5, "challenger": 4.25, "difference": -0.25}
 LOSS |= {"low": -0.375, "high": -0.125, "p_better": 0.996}
@@ -105,7 +105,7 @@ def test_the_collector_keeps_it_while_both_evaluations_are_kept_and_no_champion_
     assert kept() == {}
     lately = kept(rules=Rules(keep_days=7, keep_newest=0))
     assert made.comparison.label in lately
-    from gptmodel.pins import pin
+    from gptmodel.upkeep.pins import pin
 
     pin(made.store, made.comparison.label)
     assert len(kept()) == 6, "what it was made from is kept with it"

@@ -14,10 +14,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gptmodel.artifacts import Artifact, Request, Store
 from gptmodel.config import CorpusConfig, SourceConfig
-from gptmodel.corpus import build_corpus, cut, iter_documents, normalise
 from gptmodel.errors import ArtifactError, DataError
+from gptmodel.store.artifacts import Artifact, Request, Store
+from gptmodel.text.corpus import build_corpus, cut, iter_documents, normalise
 
 Build = Callable[..., Artifact]
 

@@ -13,13 +13,13 @@ from typing import Any
 
 import pytest
 
-from gptmodel.artifacts import MANIFEST, Artifact, Request, Store, load_artifact, write_atomic
 from gptmodel.config import DecodingConfig, EvaluateConfig, ModelConfig, PipelineConfig, ShardsConfig
-from gptmodel.corpus import build_corpus, iter_documents
 from gptmodel.errors import ArtifactError
-from gptmodel.evaluation import evaluate
+from gptmodel.judging.evaluation import evaluate
 from gptmodel.model import GPT
-from gptmodel.shards import build_shards, open_split
+from gptmodel.store.artifacts import MANIFEST, Artifact, Request, Store, load_artifact, write_atomic
+from gptmodel.text.corpus import build_corpus, iter_documents
+from gptmodel.tokens.shards import build_shards, open_split
 from gptmodel.weights import load_model, save_model
 
 Tiny = Callable[..., PipelineConfig]
@@ -80,7 +80,7 @@ def flip(path: Path) -> None:
 READ_ALL = """
 import json, sys
 from pathlib import Path
-from gptmodel.artifacts import MANIFEST, load_artifact
+from gptmodel.store.artifacts import MANIFEST, load_artifact
 from gptmodel.errors import ArtifactError
 
 def said(path, name):
@@ -201,9 +201,9 @@ def test_no_bit_of_a_manifest_can_flip_unseen(store: Store) -> None:
 MAPPED = """
 import sys
 from pathlib import Path
-from gptmodel.artifacts import load_artifact
+from gptmodel.store.artifacts import load_artifact
 from gptmodel.errors import ArtifactError
-from gptmodel.tokenstream import open_split
+from gptmodel.tokens.tokenstream import open_split
 from gptmodel.weights import load_model
 
 shards, weights, plain = (Path(word) for word in sys.argv[1:])

@@ -11,16 +11,16 @@ from typing import Any
 
 import pytest
 
-from gptmodel.artifacts import Artifact, Store
 from gptmodel.config import CorpusConfig, DataGatesConfig, SourceConfig
-from gptmodel.corpus import build_corpus, iter_documents
 from gptmodel.datagates import Finding, check, checked, previous_of, report_of
-from gptmodel.datagates.minhash import Signatures, clusters
 from gptmodel.datagates.pii import find, is_card, is_iban
 from gptmodel.datagates.quality import garbage, language
-from gptmodel.datagates.shingles import runs, word_hashes
 from gptmodel.errors import ConfigError
 from gptmodel.settings import load_config
+from gptmodel.store.artifacts import Artifact, Store
+from gptmodel.text.corpus import build_corpus, iter_documents
+from gptmodel.text.minhash import Signatures, clusters
+from gptmodel.text.shingles import runs, word_hashes
 
 _HALF = CorpusConfig(validation_fraction=0.5)
 

@@ -11,22 +11,22 @@ import pyarrow as pa
 import pytest
 import torch
 
-import gptmodel.datacheck as module
-import gptmodel.replay as replay_module
-from gptmodel.artifacts import Artifact, Request, Store
-from gptmodel.assembly import Job
-from gptmodel.batches import Batches
-from gptmodel.checkpoint import Checkpointer, TrainState
+import gptmodel.pretraining.replay as replay_module
+import gptmodel.training.datacheck as module
 from gptmodel.config import ModelConfig, OptimizerConfig, TrainConfig
-from gptmodel.datacheck import DataCheck
 from gptmodel.device import Machine
 from gptmodel.errors import ArtifactError
-from gptmodel.metrics_log import MetricsLog
 from gptmodel.model import GPT
-from gptmodel.optimizer import make_optimizer
-from gptmodel.shards import open_split, shard_schema
+from gptmodel.pretraining.assembly import Job
+from gptmodel.store.artifacts import Artifact, Request, Store
 from gptmodel.tokenizer import gpt2
-from gptmodel.training import StopSignal, Trainer, Validation
+from gptmodel.tokens.batches import Batches
+from gptmodel.tokens.shards import open_split, shard_schema
+from gptmodel.training.checkpoint import Checkpointer, TrainState
+from gptmodel.training.datacheck import DataCheck
+from gptmodel.training.loop import StopSignal, Trainer, Validation
+from gptmodel.training.metrics_log import MetricsLog
+from gptmodel.training.optimizer import make_optimizer
 
 V, T = 60, 8
 

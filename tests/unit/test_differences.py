@@ -12,14 +12,14 @@ import pytest
 from click.testing import CliRunner
 
 from flows.compare_commands import diff
-from gptmodel.artifacts import Artifact, Request, Store
-from gptmodel.comparing import compare, count_documents, side_of, side_of_run, unfinished_run
 from gptmodel.config import CorpusConfig, ShardsConfig, SourceConfig
-from gptmodel.corpus import build_corpus
-from gptmodel.differences import beside, changes, curve_of, first_difference, provenance_changes, sparklines
 from gptmodel.errors import GptflowError
-from gptmodel.pretraining import RECIPE_VERSION, run_dir_of
-from gptmodel.shards import build_shards
+from gptmodel.lineage.differences import beside, changes, curve_of, first_difference, provenance_changes, sparklines
+from gptmodel.pretraining.step import RECIPE_VERSION, run_dir_of
+from gptmodel.reproduction.comparing import compare, count_documents, side_of, side_of_run, unfinished_run
+from gptmodel.store.artifacts import Artifact, Request, Store
+from gptmodel.text.corpus import build_corpus
+from gptmodel.tokens.shards import build_shards
 
 CURVE = [{"step": step, "tokens": 128 * step, "metrics": {"train/loss": 5.0 - step / 10}} for step in range(1, 13)]
 

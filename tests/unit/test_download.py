@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from gptmodel.download import _is_public, download
 from gptmodel.errors import DataError, NetworkError
+from gptmodel.text.download import _is_public, download
 
 BODY = bytes(range(256)) * 400
 SHA = hashlib.sha256(BODY).hexdigest()

@@ -12,13 +12,13 @@ import pyarrow as pa
 import pytest
 import torch
 
-from gptmodel.artifacts import Artifact, Ref, Request, Store
 from gptmodel.config import DecodingConfig, EvaluateConfig, ModelConfig, PipelineConfig
-from gptmodel.evaluation import Scores, decoding_name, judge_samples, score_tokens, trained_on, unigram_losses
+from gptmodel.judging.evaluation import Scores, decoding_name, judge_samples, score_tokens, trained_on, unigram_losses
 from gptmodel.judging.tables import document_table
 from gptmodel.model import GPT
+from gptmodel.store.artifacts import Artifact, Ref, Request, Store
 from gptmodel.tokenizer import gpt2
-from gptmodel.tokenstream import Shard, TokenStream, open_split
+from gptmodel.tokens.tokenstream import Shard, TokenStream, open_split
 
 
 def stream_of(*documents: list[int]) -> TokenStream:
@@ -111,7 +111,7 @@ def test_a_model_of_another_vocabulary_is_refused(
     tiny_data: tuple[Store, Artifact], tiny: Callable[..., PipelineConfig]
 ) -> None:
     from gptmodel.errors import ConfigError
-    from gptmodel.evaluation import evaluate
+    from gptmodel.judging.evaluation import evaluate
     from gptmodel.weights import save_model
 
     store, shards = tiny_data
@@ -129,7 +129,7 @@ def test_a_model_of_another_vocabulary_is_refused(
 def test_an_evaluation_keeps_passages_for_the_surprisal_map(
     tiny_data: tuple[Store, Artifact], tiny: Callable[..., PipelineConfig]
 ) -> None:
-    from gptmodel.evaluation import evaluate
+    from gptmodel.judging.evaluation import evaluate
     from gptmodel.judging.surprisal import passages_of
     from gptmodel.weights import save_model
 

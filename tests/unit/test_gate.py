@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from gptmodel.artifacts import canonical
+from gptmodel.config.retraining import GateConfig
 from gptmodel.errors import ConfigError
-from gptmodel.gate import Check, Decision, Pair, Scored, decide
-from gptmodel.retrain_config import GateConfig
+from gptmodel.retraining.gate import Check, Decision, Pair, Scored, decide
+from gptmodel.store.artifacts import canonical
 
 SAMPLES = {"repeated_4": 0.2, "memorisation_rate": 0.0}
 GATE = GateConfig()

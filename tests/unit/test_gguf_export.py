@@ -11,7 +11,7 @@ import torch
 
 from gptmodel.config import ModelConfig
 from gptmodel.errors import DataError
-from gptmodel.gguf_export import export_gguf
+from gptmodel.formats.gguf_export import export_gguf
 from gptmodel.model import GPT
 from gptmodel.tokenizer import gpt2
 

@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from gptmodel.artifacts import Store, sha256_file
 from gptmodel.config import ModelConfig
 from gptmodel.errors import DataError
-from gptmodel.hf_export import export_hf
+from gptmodel.formats.hf_export import export_hf
 from gptmodel.model import GPT
 from gptmodel.pretrained import import_weights
+from gptmodel.store.artifacts import Store, sha256_file
 from gptmodel.tokenizer import gpt2
 from gptmodel.weights import load_model
 

@@ -14,11 +14,11 @@ from typing import Any
 
 import pytest
 
-from gptmodel.artifacts import Artifact, Ref, Request, Store, load_artifact
 from gptmodel.errors import ArtifactError
-from gptmodel.lineage import chain_of
-from gptmodel.manifests import LONGEST_MANIFEST, MANIFEST, FileEntry, Manifest
-from gptmodel.verification import nodes_of, verify
+from gptmodel.lineage.walk import chain_of
+from gptmodel.store.artifacts import Artifact, Ref, Request, Store, load_artifact
+from gptmodel.store.manifests import LONGEST_MANIFEST, MANIFEST, FileEntry, Manifest
+from gptmodel.upkeep.verification import nodes_of, verify
 
 Change = Callable[[dict[str, Any]], object]
 SECONDS = 15.0  # the longest manifest that is read at all takes about two, and a busy machine some more

@@ -10,9 +10,12 @@ import subprocess
 import sys
 import tomllib
 from collections.abc import Iterator
+from graphlib import CycleError
 from pathlib import Path
 
 import pytest
+
+from docs.rooms import PAGE, chart, rooms
 
 ROOT = Path(__file__).resolve().parents[2]
 ROOMS = ("gptmodel", "tasks", "flows")
@@ -51,6 +54,12 @@ def test_imports_run_one_way(room: str) -> None:
         if name.split(".")[0] in MAY_NOT_IMPORT[room]
     ]
     assert not wrong, "\n".join(wrong)
+
+
+def test_rooms_build_on_each_other_one_way_and_are_drawn_so() -> None:
+    assert chart(rooms()) in PAGE.read_text(), "the imports changed: python docs/rooms.py"
+    with pytest.raises(CycleError):
+        chart({"store": {"text"}, "text": {"store"}})
 
 
 @pytest.mark.parametrize("room", ["tasks", "flows"])

@@ -21,13 +21,13 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from gptmodel.artifacts import Artifact, Request, Store, load_artifact
 from gptmodel.config import CorpusConfig, ShardsConfig, SourceConfig
-from gptmodel.corpus import Document, build_corpus, iter_documents, split_of
-from gptmodel.shardplan import SPLITS
-from gptmodel.shards import build_shards, open_split, shards_request
-from gptmodel.spelling import Spelling
+from gptmodel.store.artifacts import Artifact, Request, Store, load_artifact
+from gptmodel.text.corpus import Document, build_corpus, iter_documents, split_of
 from gptmodel.tokenizer import Tokenizer, gpt2
+from gptmodel.tokens.shardplan import SPLITS
+from gptmodel.tokens.shards import build_shards, open_split, shards_request
+from gptmodel.tokens.spelling import Spelling
 
 WORDS = [
     "the",
@@ -248,9 +248,9 @@ def test_a_long_document_of_which_a_part_is_missing_is_tokenized_where_it_is(sto
 KILLED_MIDWAY = """
 import os, signal
 from pathlib import Path
-from gptmodel.artifacts import Store, load_artifact
+from gptmodel.store.artifacts import Store, load_artifact
 from gptmodel.config import ShardsConfig
-from gptmodel.shards import build_shards
+from gptmodel.tokens.shards import build_shards
 
 calls = []
 def progress(done, total, unit):
@@ -404,7 +404,7 @@ def test_what_is_read_from_is_said_to_be_in_use(store):
 
 
 def test_the_search_ends_when_much_was_looked_at_in_vain(store, encoded, monkeypatch):
-    import gptmodel.known_tokens as known_tokens
+    import gptmodel.tokens.known_tokens as known_tokens
 
     tokenized(store, [text_of(1)])
     for i in range(3):

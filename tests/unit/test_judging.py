@@ -17,18 +17,18 @@ import pytest
 import scipy.stats
 
 from flows.terminal import show
-from gptmodel.artifacts import Artifact, Ref, Request, Store
 from gptmodel.config import EvaluateConfig, PipelineConfig
 from gptmodel.errors import ConfigError
-from gptmodel.evaluation import evaluate, figures
 from gptmodel.judging.bootstrap import effective_units, interval, resampled
 from gptmodel.judging.comparison import compare, compare_evaluations
+from gptmodel.judging.evaluation import evaluate, figures
 from gptmodel.judging.scoring import Scores
 from gptmodel.judging.tables import source_table
 from gptmodel.judging.units import UNITS, Units, calibration_bins, load_units, resampled_words, save_units, units_of
 from gptmodel.model import GPT
+from gptmodel.store.artifacts import Artifact, Ref, Request, Store
 from gptmodel.tokenizer import gpt2
-from gptmodel.tokenstream import DocumentIndex
+from gptmodel.tokens.tokenstream import DocumentIndex
 from gptmodel.weights import save_model
 
 

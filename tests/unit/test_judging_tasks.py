@@ -11,11 +11,6 @@ import pytest
 import torch
 from torch.nn import functional
 
-from gptmodel.artifacts import Artifact, Ref, Request, Store
-from gptmodel.card_facts import facts_of
-from gptmodel.card_sections import evaluation as evaluation_section
-from gptmodel.collection import Rules, plan
-from gptmodel.comparing import side_of
 from gptmodel.config import DecodingConfig, ModelConfig
 from gptmodel.errors import ConfigError, DataError
 from gptmodel.generate import generate
@@ -23,10 +18,15 @@ from gptmodel.judging.benchmark import check_installed, figures_of, portable
 from gptmodel.judging.likelihood import Continuation, Likelihood, score_continuations
 from gptmodel.judging.speech_items import continuation_items, held_out, last_word_items, rolling_items, sentences
 from gptmodel.judging.until import cut_before, decoding_of, write_until
-from gptmodel.lineage import Lineage
+from gptmodel.lineage.walk import Lineage
 from gptmodel.model import GPT
+from gptmodel.pages.card_facts import facts_of
+from gptmodel.pages.card_sections import evaluation as evaluation_section
+from gptmodel.reproduction.comparing import side_of
+from gptmodel.store.artifacts import Artifact, Ref, Request, Store
 from gptmodel.tokenizer import END_TOKEN, gpt2
-from gptmodel.verification import with_evaluations
+from gptmodel.upkeep.collection import Rules, plan
+from gptmodel.upkeep.verification import with_evaluations
 
 CONTEXT = 16
 

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from gptmodel.artifacts import Store
 from gptmodel.errors import ArtifactError, ConfigError
-from gptmodel.ledger import Draft, Entry, Ledger, Named, State, ledgers, needed_by_ledgers
+from gptmodel.retraining.ledger import Draft, Entry, Ledger, Named, State, ledgers, needed_by_ledgers
+from gptmodel.store.artifacts import Store
 
 
 def model(letter: str) -> Named:

@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 
-from gptmodel.artifacts import MANIFEST, Artifact, Ref, Request, Store
 from gptmodel.errors import ArtifactError
-from gptmodel.lineage import Lineage, artifact_of, chain_of
-from gptmodel.lineage_graph import Graph, Node, Registered, as_json
-from gptmodel.lineage_text import text
+from gptmodel.lineage.graph import Graph, Node, Registered, as_json
+from gptmodel.lineage.text import text
+from gptmodel.lineage.walk import Lineage, artifact_of, chain_of
+from gptmodel.store.artifacts import MANIFEST, Artifact, Ref, Request, Store
 
 
 def sha(text: str) -> str:

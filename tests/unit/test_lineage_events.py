@@ -28,11 +28,11 @@ from prefect import Flow
 from prefect.client.schemas.objects import FlowRun
 from prefect.context import FlowRunContext
 
-from gptmodel.artifacts import Artifact, Request, Store, open_store
 from gptmodel.config import PipelineConfig
-from gptmodel.corpus import build_corpus
 from gptmodel.errors import DataError, Interrupted
-from gptmodel.shards import build_shards
+from gptmodel.store.artifacts import Artifact, Request, Store, open_store
+from gptmodel.text.corpus import build_corpus
+from gptmodel.tokens.shards import build_shards
 from tasks import lineage_events
 from tasks.lineage_events import append, note_reused, with_events
 from tasks.lineage_facets import Attempt, event
@@ -249,7 +249,7 @@ def test_a_figure_that_json_does_not_know_is_left_out(store: Store) -> None:
 
 _KILLED = """
 import sys, time
-from gptmodel.artifacts import Artifact
+from gptmodel.store.artifacts import Artifact
 from tasks.lineage_events import with_events
 
 @with_events

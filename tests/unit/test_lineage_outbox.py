@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from gptmodel.artifacts import Artifact, Request, open_store
+from gptmodel.store.artifacts import Artifact, Request, open_store
 from tasks import lineage_outbox
 from tasks.lineage_events import note_reused, with_events
 from tasks.lineage_outbox import _sender, deliver

@@ -9,10 +9,10 @@ from html.parser import HTMLParser
 
 import pytest
 
-from gptmodel.lineage_graph import Graph, Node, Registered, in_order
-from gptmodel.lineage_layout import lay_out, layers_of
-from gptmodel.lineage_page import page
-from gptmodel.lineage_text import fitted, mermaid, narrow_text, plain, text
+from gptmodel.lineage.graph import Graph, Node, Registered, in_order
+from gptmodel.lineage.layout import lay_out, layers_of
+from gptmodel.lineage.text import fitted, mermaid, narrow_text, plain, text
+from gptmodel.pages.lineage import page
 
 HOSTILE = [
     "<script>alert(1)</script>",

@@ -12,21 +12,21 @@ from typing import Any
 
 import pytest
 
-from gptmodel.artifacts import Request, Store
-from gptmodel.checkpoint import Checkpointer, TrainState
 from gptmodel.config import ModelConfig, OptimizerConfig
 from gptmodel.errors import LockLostError, TransientError
-from gptmodel.locks import exclusive
-from gptmodel.metrics_log import MetricsLog, read_lines
 from gptmodel.model import GPT
-from gptmodel.optimizer import make_optimizer
+from gptmodel.store.artifacts import Request, Store
+from gptmodel.store.locks import exclusive
+from gptmodel.training.checkpoint import Checkpointer, TrainState
+from gptmodel.training.metrics_log import MetricsLog, read_lines
+from gptmodel.training.optimizer import make_optimizer
 
 REQUEST = Request("thing", 1, {"number": 1})
 # Holds a lock until its input ends. What it waits for is said in its output.
 HOLDER = """
 import logging, sys
 from pathlib import Path
-from gptmodel.locks import exclusive
+from gptmodel.store.locks import exclusive
 logging.basicConfig(level=logging.INFO, stream=sys.stdout, format="%(message)s")
 with exclusive(Path(sys.argv[1]), "the thing", wait=True):
     print("held", flush=True)
@@ -36,7 +36,7 @@ with exclusive(Path(sys.argv[1]), "the thing", wait=True):
 BUILDER = """
 import sys
 from pathlib import Path
-from gptmodel.artifacts import Request, Store
+from gptmodel.store.artifacts import Request, Store
 from gptmodel.errors import GptflowError
 
 def build(directory):

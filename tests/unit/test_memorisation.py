@@ -9,13 +9,13 @@ import pytest
 from click.testing import CliRunner
 
 from flows.overlap_command import overlap as command
-from gptmodel.artifacts import Artifact, Store
-from gptmodel.corpus import iter_documents
 from gptmodel.errors import ConfigError
 from gptmodel.judging.memorisation import overlaps, remembered, spelled, unseen_passages
 from gptmodel.judging.origins import Origin, covered, origin_report, origins
+from gptmodel.store.artifacts import Artifact, Store
+from gptmodel.text.corpus import iter_documents
 from gptmodel.tokenizer import gpt2
-from gptmodel.tokenstream import open_split
+from gptmodel.tokens.tokenstream import open_split
 
 Data = tuple[Store, Artifact]
 

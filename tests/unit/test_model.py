@@ -9,12 +9,12 @@ import pytest
 import torch
 from torch import nn
 
-from gptmodel.artifacts import Request, Store
 from gptmodel.config import ModelConfig
 from gptmodel.errors import CheckpointError, DataError
 from gptmodel.model import GPT
 from gptmodel.presets import gpt2_124m, gpt2_355m, gpt2_774m, gpt2_1558m
 from gptmodel.pretrained import load_pretrained
+from gptmodel.store.artifacts import Request, Store
 from gptmodel.weights import load_model, save_model
 
 TINY = ModelConfig(vocab_size=101, context_length=24, n_layer=2, n_head=4, n_embd=32)

@@ -15,12 +15,12 @@ from huggingface_hub import ModelCard
 from markdown_it import MarkdownIt
 
 from flows.card_command import card as command
-from gptmodel.artifacts import Artifact, Request, Store
-from gptmodel.card_facts import Facts, facts_of
-from gptmodel.card_sections import data
 from gptmodel.config import ModelConfig, TrainConfig, recipe
 from gptmodel.errors import ArtifactError
-from gptmodel.model_card import DESCRIPTION_CHARS, card_text, description_text
+from gptmodel.pages.card import DESCRIPTION_CHARS, card_text, description_text
+from gptmodel.pages.card_facts import Facts, facts_of
+from gptmodel.pages.card_sections import data
+from gptmodel.store.artifacts import Artifact, Request, Store
 
 N_PARAMS, T = 1_000, 32
 HOSTILE = "---\n# Owned\n```\n<script>x</script> | `a` ``b`` \x00 ![](http://x)"

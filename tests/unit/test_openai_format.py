@@ -15,9 +15,9 @@ import numpy as np
 import pytest
 import torch
 
-from gptmodel.artifacts import Store
 from gptmodel.errors import CheckpointError, ConfigError, DataError, NetworkError
 from gptmodel.pretrained import import_weights, load_pretrained
+from gptmodel.store.artifacts import Store
 from gptmodel.tokenizer import data_files
 from gptmodel.weights import load_model
 

@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from gptmodel.checkpoint import Checkpointer, TrainState
 from gptmodel.config import ModelConfig, OptimizerConfig, recipe
 from gptmodel.model import GPT
-from gptmodel.optimizer import learning_rate, make_optimizer
-from gptmodel.training import clip_gradients
+from gptmodel.training.checkpoint import Checkpointer, TrainState
+from gptmodel.training.loop import clip_gradients
+from gptmodel.training.optimizer import learning_rate, make_optimizer
 
 SMALL = ModelConfig(vocab_size=50, context_length=8, n_layer=1, n_head=1, n_embd=16)
 
@@ -62,8 +62,8 @@ def test_training_does_not_import_the_compiler_which_takes_seconds(kind: str) ->
         "from gptmodel.config import ModelConfig, OptimizerConfig, TrainConfig\n"
         "from gptmodel.device import set_up\n"
         "from gptmodel.model import GPT\n"
-        "from gptmodel.optimizer import make_optimizer\n"
-        "from gptmodel.training import clip_gradients\n"
+        "from gptmodel.training.optimizer import make_optimizer\n"
+        "from gptmodel.training.loop import clip_gradients\n"
         "set_up(TrainConfig(deterministic=True, device='cpu', precision='float32'))\n"
         "assert torch.are_deterministic_algorithms_enabled()\n"
         "model = GPT(ModelConfig(vocab_size=50, context_length=8, n_layer=1, n_head=1, n_embd=16), seed=0)\n"

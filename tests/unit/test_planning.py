@@ -16,23 +16,23 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from flows.plan_command import plan
-from gptmodel.attention import causal_attention
-from gptmodel.config import ModelConfig, OptimizerConfig
-from gptmodel.errors import ConfigError, StorageError
-from gptmodel.model import GPT
-from gptmodel.optimizer import make_optimizer
-from gptmodel.planning.arithmetic import (
+from gptmodel.arithmetic import (
     count_parameters,
     flops_per_token,
     kept_probabilities,
     largest_micro_batch,
     memory,
 )
+from gptmodel.attention import causal_attention
+from gptmodel.config import ModelConfig, OptimizerConfig
+from gptmodel.errors import ConfigError, StorageError
+from gptmodel.model import GPT
 from gptmodel.planning.examples import EXAMPLES
 from gptmodel.planning.forecast import forecast
 from gptmodel.planning.rates import SHIPPED, bill, load_rates
 from gptmodel.planning.scaling import BESIROGLU, HOFFMANN, KAPLAN, advise, expected_loss
 from gptmodel.presets import GPT2_124M, GPT2_1558M, PRESETS
+from gptmodel.training.optimizer import make_optimizer
 
 SMALL = ModelConfig(n_layer=2, n_head=2, n_embd=32, context_length=48, vocab_size=500)
 

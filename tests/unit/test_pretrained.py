@@ -15,13 +15,13 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from gptmodel.artifacts import Store
 from gptmodel.config import DecodingConfig, ModelConfig
 from gptmodel.errors import CheckpointError, DataError, NetworkError
 from gptmodel.generate import generate
 from gptmodel.model import GPT
 from gptmodel.pretrained import import_weights, load_pretrained
 from gptmodel.sampling import choices, penalize_repeated
+from gptmodel.store.artifacts import Store
 from gptmodel.tokenizer import data_files
 from gptmodel.weights import load_model, save_model
 

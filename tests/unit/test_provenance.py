@@ -14,9 +14,16 @@ from pathlib import Path
 
 import pytest
 
-from gptmodel import codestate, corpus, evaluation, pretrained, pretraining, provenance, shards
-from gptmodel.artifacts import Artifact, Request, Store, load_artifact
-from gptmodel.codestate import code_digest, inspect_code, recipe_versions
+from gptmodel import pretrained
+from gptmodel.datagates import step as data_check
+from gptmodel.judging import benchmark, comparison, evaluation
+from gptmodel.pretraining import step as pretraining
+from gptmodel.rating import results, rounds
+from gptmodel.store import codestate, provenance
+from gptmodel.store.artifacts import Artifact, Request, Store, load_artifact
+from gptmodel.store.codestate import code_digest, inspect_code, recipe_versions
+from gptmodel.text import corpus
+from gptmodel.tokens import shards
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -34,7 +41,7 @@ def checkout(tmp_path: Path) -> Path:
     project = tmp_path / "project"
     for name, text in {
         "gptmodel/__init__.py": "",
-        "gptmodel/corpus.py": 'KIND = "corpus"\nRECIPE_VERSION = 1\n',
+        "gptmodel/text/corpus.py": 'KIND = "corpus"\nRECIPE_VERSION = 1\n',
         "gptmodel/no_end.py": "a = 1",
         "flows/run.py": "b = 2\n" * 50,
         "tasks/old.py": "c = 3\n",
@@ -292,7 +299,12 @@ def test_a_folder_without_git_still_names_its_code(here: Path) -> None:
 
 def test_recipe_versions_are_those_of_the_steps(tiny_data: tuple[Store, Artifact]) -> None:
     stated = {
+        "benchmark": benchmark.RECIPE_VERSION,
+        "comparison": comparison.RECIPE_VERSION,
         "corpus": corpus.RECIPE_VERSION,
+        "data-check": data_check.RECIPE_VERSION,
+        "rating-round": rounds.RECIPE_VERSION,
+        "ratings": results.RECIPE_VERSION,
         "shards": shards._RECIPE_VERSION,
         "checkpoint": pretraining.RECIPE_VERSION,
         "evaluation": evaluation.RECIPE_VERSION,
@@ -314,7 +326,7 @@ def test_the_packages_are_the_installed_ones(tmp_path: Path) -> None:
 
 
 def test_provenance_comes_without_torch() -> None:
-    program = "import sys, gptmodel.provenance as p; p.provenance(); sys.exit('torch' in sys.modules)"
+    program = "import sys, gptmodel.store.provenance as p; p.provenance(); sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", program], cwd=ROOT).returncode == 0
 
 

@@ -11,15 +11,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from gptmodel.artifacts import Artifact, Request, Store
-from gptmodel.card_facts import facts_of
-from gptmodel.card_sections import ratings as card_section
-from gptmodel.collection import Rules, plan
 from gptmodel.config import DecodingConfig, ModelConfig
+from gptmodel.criteria import NAMES
 from gptmodel.errors import ConfigError, DataError
-from gptmodel.lineage import Lineage
+from gptmodel.lineage.walk import Lineage
 from gptmodel.model import GPT
-from gptmodel.rating.criteria import NAMES
+from gptmodel.pages.card_facts import facts_of
+from gptmodel.pages.card_sections import ratings as card_section
 from gptmodel.rating.deliveries import Rating
 from gptmodel.rating.gate import judge
 from gptmodel.rating.journal import Journal, Opening
@@ -28,7 +26,9 @@ from gptmodel.rating.rounds import RoundConfig, build_round, in_order, models_of
 from gptmodel.rating.sheets import read_sheet, sheet_text
 from gptmodel.rating.statistics import bootstrap_weights, krippendorff_alpha, mean_interval, preference, sign_test
 from gptmodel.requirements import parse_requirement
-from gptmodel.verification import with_evaluations
+from gptmodel.store.artifacts import Artifact, Request, Store
+from gptmodel.upkeep.collection import Rules, plan
+from gptmodel.upkeep.verification import with_evaluations
 from gptmodel.weights import save_model
 
 NAN = float("nan")
@@ -140,7 +140,7 @@ def test_a_round_is_blind_seeded_and_holds_its_checks(store, models, found):
 
 
 def test_a_real_passage_is_the_documents_own_text_and_a_salad_is_not(store, found):
-    from gptmodel.corpus import iter_documents
+    from gptmodel.text.corpus import iter_documents
 
     corpus = next(a for a in store.artifacts() if a.kind == "corpus")
     whole = {d.id: d.text for d in iter_documents(corpus, "validation")}

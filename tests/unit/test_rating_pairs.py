@@ -12,9 +12,8 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
-from gptmodel.artifacts import Artifact, Request, Store
+from gptmodel.criteria import NAMES
 from gptmodel.errors import ConfigError, DataError
-from gptmodel.rating.criteria import NAMES
 from gptmodel.rating.deliveries import Comparison, Rating
 from gptmodel.rating.gate import PeopleGate, decide
 from gptmodel.rating.journal import Journal, Opening
@@ -22,6 +21,7 @@ from gptmodel.rating.pair_sheets import is_pair_sheet, pair_sheet_text, read_pai
 from gptmodel.rating.pairs import Pair, answer_of, comparison, pairs_in_order, pairs_of, sides
 from gptmodel.rating.results import comments_of, preferences_of, publish
 from gptmodel.rating.rounds import Item, read_items
+from gptmodel.store.artifacts import Artifact, Request, Store
 
 PROMPTS = 6
 

@@ -14,14 +14,14 @@ import pytest
 from click.testing import CliRunner
 
 from flows.report_command import report as command
-from gptmodel.artifacts import Artifact, Request, Store
 from gptmodel.config import DecodingConfig, ModelConfig, PipelineConfig
 from gptmodel.errors import ArtifactError
-from gptmodel.judging.line_chart import Line, line_chart, ticks
-from gptmodel.judging.report import report_page
-from gptmodel.judging.report_facts import report_facts
 from gptmodel.model import GPT
+from gptmodel.pages.line_chart import Line, line_chart, ticks
+from gptmodel.pages.report import report_page
+from gptmodel.pages.report_facts import report_facts
 from gptmodel.rating.statistics import preference
+from gptmodel.store.artifacts import Artifact, Request, Store
 from tests.unit.test_model_card import HOSTILE, checkpoint, evaluation, shards_of, store, weights
 from tests.unit.test_surprisal import Reader
 
@@ -47,7 +47,7 @@ def test_what_is_not_there_is_left_out(store: Store) -> None:
 
 
 def test_a_real_evaluation_fills_the_page(store: Store, tiny: Callable[..., PipelineConfig], tmp_path: Path) -> None:
-    from gptmodel.evaluation import evaluate
+    from gptmodel.judging.evaluation import evaluate
     from gptmodel.weights import save_model
 
     def made(seed: int) -> Artifact:

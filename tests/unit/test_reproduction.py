@@ -18,19 +18,19 @@ import pytest
 from click.testing import CliRunner
 
 from flows.compare_commands import reproduce as command
-from gptmodel.artifacts import Artifact, Request, Store, sha256_file
 from gptmodel.config import CorpusConfig, PipelineConfig, ShardsConfig, SourceConfig, recipe
-from gptmodel.corpus import build_corpus
 from gptmodel.errors import ArtifactError, ConfigError, DataError, NetworkError
-from gptmodel.freshstore import ROOM, named_store, temporary_store
-from gptmodel.pretraining import run_dir_of
-from gptmodel.rebuilding import reproduce_apart
-from gptmodel.recorded import corpus_config, machine_of, training_config
-from gptmodel.repeating import Wishes, as_recorded
-from gptmodel.reproduction import _took, plan_reproduction
-from gptmodel.shards import build_shards
-from gptmodel.verdicts import Verdict
-from gptmodel.verification import verify
+from gptmodel.pretraining.step import run_dir_of
+from gptmodel.reproduction.chain import _took, plan_reproduction
+from gptmodel.reproduction.freshstore import ROOM, named_store, temporary_store
+from gptmodel.reproduction.rebuilding import reproduce_apart
+from gptmodel.reproduction.recorded import corpus_config, machine_of, training_config
+from gptmodel.reproduction.repeating import Wishes, as_recorded
+from gptmodel.reproduction.verdicts import Verdict
+from gptmodel.store.artifacts import Artifact, Request, Store, sha256_file
+from gptmodel.text.corpus import build_corpus
+from gptmodel.tokens.shards import build_shards
+from gptmodel.upkeep.verification import verify
 
 Tiny = Callable[..., PipelineConfig]
 
@@ -313,9 +313,9 @@ def test_of_two_downloads_with_the_same_name_each_corpus_keeps_its_own(store: St
 def test_a_corpus_that_came_out_otherwise_ends_it(
     store: Store, shards: Artifact, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import gptmodel.corpus
+    import gptmodel.text.corpus
 
-    monkeypatch.setattr(gptmodel.corpus, "normalise", lambda text: text + " ")
+    monkeypatch.setattr(gptmodel.text.corpus, "normalise", lambda text: text + " ")
     found = again(store, shards)
     assert [node.equal for node in found.nodes] == [False, None]
     assert found.nodes[0].files == ["documents-00000.parquet"]
@@ -327,7 +327,7 @@ def test_a_corpus_that_came_out_otherwise_ends_it(
 def test_a_recipe_that_only_adds_a_file_leaves_the_verdict_to_what_is_made_from_it(
     store: Store, shards: Artifact, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import gptmodel.corpus as module
+    import gptmodel.text.corpus as module
 
     real = module.write_documents
 
@@ -364,20 +364,20 @@ def interrupted(*_: Any) -> None:
 def test_a_stop_says_what_becomes_of_the_store(
     store: Store, shards: Artifact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import gptmodel.rebuilding
+    import gptmodel.reproduction.rebuilding
     from gptmodel.errors import Interrupted
 
     def stopped(*_: Any) -> None:
         assert len(list((store.root / ROOM).glob("[!.]*"))) == 1
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(gptmodel.rebuilding, "build_shards", stopped)
+    monkeypatch.setattr(gptmodel.reproduction.rebuilding, "build_shards", stopped)
     done = CliRunner(env={"GPTFLOW_STORE": str(store.root)}).invoke(command, [shards.label])
     assert isinstance(done.exception, Interrupted)
     assert done.exception.exit_code == 130
     assert "the temporary store is removed" in str(done.exception)
     assert not (store.root / ROOM).exists()
-    monkeypatch.setattr(gptmodel.rebuilding, "build_shards", interrupted)
+    monkeypatch.setattr(gptmodel.reproduction.rebuilding, "build_shards", interrupted)
     told = [
         str(CliRunner(env={"GPTFLOW_STORE": str(store.root)}).invoke(command, [shards.label, *more]).exception)
         for more in (["--keep"], ["--store", str(tmp_path / "new")])
@@ -389,8 +389,8 @@ def test_a_stop_says_what_becomes_of_the_store(
 _HOLDER = """
 import os, signal, sys
 from pathlib import Path
-from gptmodel.artifacts import Store
-from gptmodel.freshstore import temporary_store
+from gptmodel.store.artifacts import Store
+from gptmodel.reproduction.freshstore import temporary_store
 store = Store(Path(sys.argv[1]))
 with temporary_store(store, store.resolve(sys.argv[2])) as fresh:
     print(fresh.root, flush=True)
@@ -426,7 +426,7 @@ def test_what_a_killed_reproduction_left_is_swept_and_a_living_one_is_not(store:
 def test_what_lies_in_a_named_store_is_told_checked_and_never_taken_for_made_again(
     store: Store, shards: Artifact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import gptmodel.rebuilding
+    import gptmodel.reproduction.rebuilding
 
     new, runner = tmp_path / "new", CliRunner(env={"GPTFLOW_STORE": str(store.root)})
 
@@ -434,7 +434,7 @@ def test_what_lies_in_a_named_store_is_told_checked_and_never_taken_for_made_aga
         return runner.invoke(command, [shards.label, "--store", str(new), "--json", *more])
 
     with monkeypatch.context() as patch:
-        patch.setattr(gptmodel.rebuilding, "build_shards", interrupted)
+        patch.setattr(gptmodel.reproduction.rebuilding, "build_shards", interrupted)
         assert called().exit_code != 0
     for pattern in ("documents-*.parquet", "sources.jsonl"):  # no later step reads the second
         (file,) = (new / "corpus").glob(f"*/{pattern}")
@@ -465,7 +465,7 @@ def test_what_lies_in_a_named_store_is_told_checked_and_never_taken_for_made_aga
     assert isinstance(refused, ConfigError)
     assert f"{shards.label} is already made again in --store {new}; give an empty directory" in str(refused)
     # The same where another recipe gives it another name, which only making it tells.
-    monkeypatch.setattr("gptmodel.shards._RECIPE_VERSION", 99)
+    monkeypatch.setattr("gptmodel.tokens.shards._RECIPE_VERSION", 99)
     fresh = tmp_path / "newer"
     assert runner.invoke(command, [shards.label, "--store", str(fresh)]).exception is None
     assert "is already made again" in str(runner.invoke(command, [shards.label, "--store", str(fresh)]).exception)

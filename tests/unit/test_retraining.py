@@ -12,16 +12,16 @@ from typing import Any
 import numpy as np
 import pytest
 
-from gptmodel.artifacts import Artifact, Request, Store
 from gptmodel.config import PipelineConfig, ShardsConfig, SourceConfig
-from gptmodel.corpus import build_corpus
 from gptmodel.errors import ArtifactError, ConfigError
-from gptmodel.evaluation import arrived, evaluate
-from gptmodel.gate_facts import pair, scored, split_ids, trained_ids
-from gptmodel.ledger import Draft, Ledger, Named
+from gptmodel.judging.evaluation import arrived, evaluate
 from gptmodel.model import GPT
-from gptmodel.shards import build_shards
-from gptmodel.sources import open_source
+from gptmodel.retraining.gate_facts import pair, scored, split_ids, trained_ids
+from gptmodel.retraining.ledger import Draft, Ledger, Named
+from gptmodel.store.artifacts import Artifact, Request, Store
+from gptmodel.text.corpus import build_corpus
+from gptmodel.text.sources import open_source
+from gptmodel.tokens.shards import build_shards
 from gptmodel.weights import save_model
 from tasks.gating import Judged, decide_once
 from tasks.retraining import _nothing_new

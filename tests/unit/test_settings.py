@@ -12,7 +12,6 @@ import pytest
 from pydantic import ValidationError
 
 from gptmodel import config as config_module
-from gptmodel.artifacts import Request
 from gptmodel.config import (
     CorpusConfig,
     DataGatesConfig,
@@ -30,6 +29,7 @@ from gptmodel.errors import ConfigError
 from gptmodel.overrides import PipelineOverrides, given, partial
 from gptmodel.presets import PRESETS, PresetName
 from gptmodel.settings import load_config, merge_layers, parse_config, preset_config
+from gptmodel.store.artifacts import Request
 
 
 def test_later_layers_win_and_leave_the_rest_alone(tmp_path: Path) -> None:

@@ -14,11 +14,11 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from gptmodel.artifacts import Artifact, Request, Store
 from gptmodel.config import ShardsConfig
 from gptmodel.errors import ArtifactError, DataError
-from gptmodel.shards import build_shards, open_split, shards_request
+from gptmodel.store.artifacts import Artifact, Request, Store
 from gptmodel.tokenizer import gpt2
+from gptmodel.tokens.shards import build_shards, open_split, shards_request
 
 END = 50256
 
@@ -179,9 +179,9 @@ def test_the_same_request_is_not_built_twice(store):
 KILLED_MIDWAY = """
 import os, signal
 from pathlib import Path
-from gptmodel.artifacts import Store, load_artifact
+from gptmodel.store.artifacts import Store, load_artifact
 from gptmodel.config import ShardsConfig
-from gptmodel.shards import build_shards
+from gptmodel.tokens.shards import build_shards
 
 calls = []
 def progress(done, total, unit):

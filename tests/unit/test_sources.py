@@ -18,11 +18,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from gptmodel.artifacts import Store
 from gptmodel.config import CorpusConfig, SourceConfig
-from gptmodel.corpus import build_corpus, iter_documents
 from gptmodel.errors import DataError, GptflowError
-from gptmodel.sources import open_source
+from gptmodel.store.artifacts import Store
+from gptmodel.text.corpus import build_corpus, iter_documents
+from gptmodel.text.sources import open_source
 
 TEXTS = [f"Row number {n}." for n in range(30)]
 LINES = "".join(json.dumps({"text": text, "body": text + "!"}) + "\n" for text in TEXTS)
@@ -31,9 +31,9 @@ LINES = "".join(json.dumps({"text": text, "body": text + "!"}) + "\n" for text i
 HUB = """
 import json, sys
 from pathlib import Path
-from gptmodel.artifacts import Store
+from gptmodel.store.artifacts import Store
 from gptmodel.config import CorpusConfig, SourceConfig
-from gptmodel.corpus import build_corpus, iter_documents
+from gptmodel.text.corpus import build_corpus, iter_documents
 from gptmodel.errors import GptflowError
 
 for number, settings in enumerate(json.loads(sys.argv[2])):
@@ -247,7 +247,7 @@ def test_a_hub_that_fails_is_told_from_a_dataset_that_is_not_there(tmp_path: Pat
 def test_a_local_dataset_gives_its_bytes_of_today_even_with_an_old_time(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from gptmodel.hub import hub_documents
+    from gptmodel.text.hub import hub_documents
 
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     file = tmp_path / "data" / "train.jsonl"

@@ -13,17 +13,17 @@ import numpy as np
 import pytest
 import torch
 
-from gptmodel.batches import Batches, read_windows
-from gptmodel.checkpoint import Checkpointer, TrainState
 from gptmodel.config import ModelConfig, OptimizerConfig, TrainConfig
 from gptmodel.device import Machine
 from gptmodel.errors import ConfigError, Interrupted, TrainingError
-from gptmodel.metrics_log import MetricsLog, curve, read_lines
 from gptmodel.model import GPT
-from gptmodel.optimizer import make_optimizer
-from gptmodel.spikes import spike
-from gptmodel.tokenstream import Shard, TokenStream
-from gptmodel.training import StopSignal, Trainer, Validation
+from gptmodel.tokens.batches import Batches, read_windows
+from gptmodel.tokens.tokenstream import Shard, TokenStream
+from gptmodel.training.checkpoint import Checkpointer, TrainState
+from gptmodel.training.loop import StopSignal, Trainer, Validation
+from gptmodel.training.metrics_log import MetricsLog, curve, read_lines
+from gptmodel.training.optimizer import make_optimizer
+from gptmodel.training.spikes import spike
 
 T, V, WINDOWS, BAD = 16, 32, 120, 91
 SHAPE = ModelConfig(vocab_size=V, context_length=T, n_layer=1, n_head=2, n_embd=16, dropout=0.1)

@@ -19,13 +19,13 @@ import torch
 from click.testing import CliRunner
 
 from flows.surprise_command import surprise
-from gptmodel.artifacts import Request, Store
 from gptmodel.config import ModelConfig
 from gptmodel.errors import ConfigError, DataError, StorageError
 from gptmodel.judging.pieces import label_of, pieces, whole
 from gptmodel.judging.surprisal import as_json, from_json, read_documents, read_text, read_tokens
-from gptmodel.judging.surprisal_page import DARK, INK_ON_DARK, INK_ON_LIGHT, LIGHT, surprisal_page
 from gptmodel.model import GPT
+from gptmodel.pages.surprisal import DARK, INK_ON_DARK, INK_ON_LIGHT, LIGHT, surprisal_page
+from gptmodel.store.artifacts import Request, Store
 from gptmodel.tokenizer import gpt2
 from gptmodel.weights import save_model
 from tests.unit.test_evaluation import stream_of

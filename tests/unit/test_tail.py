@@ -6,7 +6,7 @@ from pathlib import Path
 from threading import Event
 from typing import Any
 
-from gptmodel.metrics_log import MetricsLog
+from gptmodel.training.metrics_log import MetricsLog
 from tasks.tail import LogReader, Tail, Ticker
 
 

@@ -20,7 +20,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gptmodel.errors import CheckpointError
-from gptmodel.tensor_bundle import TensorBundle, read_bundle
+from gptmodel.formats.tensor_bundle import TensorBundle, read_bundle
 
 TINY = Path(__file__).parents[1] / "data" / "openai_tiny"
 

@@ -17,17 +17,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from flows.trace_command import trace as command
-from gptmodel.artifacts import Artifact, Request, Store
-from gptmodel.batches import Batches
 from gptmodel.config import CorpusConfig, ModelConfig, ShardsConfig, SourceConfig, TrainConfig, recipe
-from gptmodel.corpus import build_corpus, iter_documents
 from gptmodel.errors import ArtifactError, ConfigError, DataError
-from gptmodel.permutation import Permutation
-from gptmodel.shards import build_shards, open_split
-from gptmodel.tokenstream import Shard, TokenStream
-from gptmodel.trace_report import Asked, trace
-from gptmodel.traced_training import TracedTraining, find_unfinished, finished_training, unfinished_training
-from gptmodel.tracing import Tracer
+from gptmodel.store.artifacts import Artifact, Request, Store
+from gptmodel.text.corpus import build_corpus, iter_documents
+from gptmodel.tokens.batches import Batches
+from gptmodel.tokens.permutation import Permutation
+from gptmodel.tokens.shards import build_shards, open_split
+from gptmodel.tokens.tokenstream import Shard, TokenStream
+from gptmodel.tracing.report import Asked, trace
+from gptmodel.tracing.steps import Tracer
+from gptmodel.tracing.trained import TracedTraining, find_unfinished, finished_training, unfinished_training
 from tasks.trainings import find_training
 
 T = 16

@@ -18,16 +18,16 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 
-from gptmodel.artifacts import Artifact, Request, Store, sha256_file, write_atomic
 from gptmodel.config import CorpusConfig, ModelConfig, ShardsConfig, SourceConfig
-from gptmodel.corpus import SOURCES, build_corpus, iter_documents
 from gptmodel.errors import ArtifactError, DataError, TrackingError
-from gptmodel.manifests import MANIFEST, FileEntry, Manifest, Ref
 from gptmodel.model import GPT
 from gptmodel.pretrained import import_weights
-from gptmodel.shards import build_shards, open_split
-from gptmodel.sources import hub_digest
-from gptmodel.verification import Difference, Report, verify, with_evaluations
+from gptmodel.store.artifacts import Artifact, Request, Store, sha256_file, write_atomic
+from gptmodel.store.manifests import MANIFEST, FileEntry, Manifest, Ref
+from gptmodel.text.corpus import SOURCES, build_corpus, iter_documents
+from gptmodel.text.sources import hub_digest
+from gptmodel.tokens.shards import build_shards, open_split
+from gptmodel.upkeep.verification import Difference, Report, verify, with_evaluations
 from gptmodel.weights import save_model
 
 DATA = Path(__file__).parents[1] / "data"
@@ -280,7 +280,7 @@ def test_the_list_of_sources_names_each_file_without_a_path(whole: Store) -> Non
 def test_a_source_of_more_files_than_a_manifest_can_name_is_refused_before_any_work(
     whole: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("gptmodel.corpus.LONGEST_MANIFEST", 30 * 20)
+    monkeypatch.setattr("gptmodel.text.corpus.LONGEST_MANIFEST", 30 * 20)
     source = SourceConfig(kind="files", paths=(f"{whole.root.parent}/text/*.txt",))
     with pytest.raises(DataError, match=r"the source has 30 files.*put many texts into one file"):
         build_corpus(Store(tmp_path / "none"), CorpusConfig(source=source))
@@ -491,10 +491,12 @@ def test_the_list_of_sources_is_read_in_its_own_encoding(tmp_path: Path) -> None
     store = Store(tmp_path / "store")
     source = SourceConfig(kind="files", paths=(f"{tmp_path}/text/*.txt",))
     build_corpus(store, CorpusConfig(source=source, validation_fraction=0.3))
-    program = "import sys; from pathlib import Path; from gptmodel.verification import verify; "
-    program += "from gptmodel.artifacts import Store; s = Store(Path(sys.argv[1])); r = verify(s, s.directories()); "
+    program = "import sys; from pathlib import Path; from gptmodel.upkeep.verification import verify; "
+    program += (
+        "from gptmodel.store.artifacts import Store; s = Store(Path(sys.argv[1])); r = verify(s, s.directories()); "
+    )
     program += "print(len(r.differences), r.notes)"
-    strict = ["-X", "warn_default_encoding", "-W", "error::EncodingWarning:gptmodel.origins"]
+    strict = ["-X", "warn_default_encoding", "-W", "error::EncodingWarning:gptmodel.upkeep.origins"]
     command = [sys.executable, *strict, "-c", program, str(store.root)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (0, "0 []\n"), done.stderr

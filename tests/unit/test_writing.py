@@ -9,8 +9,8 @@ import torch
 
 from gptmodel.config import DecodingConfig, EvaluateConfig, ModelConfig
 from gptmodel.errors import ConfigError
-from gptmodel.evaluation import draw_samples
 from gptmodel.generate import generate
+from gptmodel.judging.evaluation import draw_samples
 from gptmodel.model import GPT
 from gptmodel.tokenizer import gpt2
 from gptmodel.writing import _Row, continue_text, continue_texts, stream_texts

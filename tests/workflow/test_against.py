@@ -20,14 +20,14 @@ from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterFlowRunId
 
 from benchmarks.mlflow_server import free_port
-from gptmodel.artifacts import Artifact, Store
 from gptmodel.config import ModelConfig
-from gptmodel.hf_export import export_hf
+from gptmodel.formats.hf_export import export_hf
 from gptmodel.model import GPT
 from gptmodel.overrides import PipelineOverrides
 from gptmodel.pretrained import import_weights
-from gptmodel.pretraining import run_dir_of
+from gptmodel.pretraining.step import run_dir_of
 from gptmodel.settings import merge_layers
+from gptmodel.store.artifacts import Artifact, Store
 from tests.unit.test_surprisal import Reader
 
 SHAPE = ModelConfig(n_layer=1, n_head=1, n_embd=8, context_length=32)
@@ -68,7 +68,7 @@ def _synced() -> dict[str, str]:
 
 
 def _store() -> Store:
-    from gptmodel.artifacts import open_store
+    from gptmodel.store.artifacts import open_store
 
     return open_store()
 

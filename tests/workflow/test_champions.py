@@ -12,11 +12,11 @@ from click.testing import CliRunner
 from mlflow import MlflowClient
 
 from flows.__main__ import cli
-from gptmodel.artifacts import Artifact, Request, Store, write_atomic
-from gptmodel.collection import Rules, plan
 from gptmodel.errors import ArtifactError, ConfigError
-from gptmodel.ledger import Draft, Ledger, Named
-from gptmodel.pins import pin
+from gptmodel.retraining.ledger import Draft, Ledger, Named
+from gptmodel.store.artifacts import Artifact, Request, Store, write_atomic
+from gptmodel.upkeep.collection import Rules, plan
+from gptmodel.upkeep.pins import pin
 from tasks import aliases
 from tasks.aliases import aliases_of, follow
 from tasks.promoting import promote, rollback, standing

@@ -14,9 +14,9 @@ import torch
 from click.testing import CliRunner
 
 from flows.__main__ import cli
-from gptmodel.artifacts import Request, Store
 from gptmodel.config import DecodingConfig, ModelConfig
 from gptmodel.model import GPT
+from gptmodel.store.artifacts import Request, Store
 from gptmodel.weights import load_model, save_model
 from gptmodel.writing import continue_texts
 

@@ -20,7 +20,7 @@ import psutil
 import pytest
 import yaml
 
-from gptmodel.metrics_log import read_lines
+from gptmodel.training.metrics_log import read_lines
 from tasks import automations
 from tasks.automations import HEARTBEAT_SECONDS, RESTARTS, install
 from tasks.processes import ask
@@ -217,7 +217,7 @@ def training_processes(folder: Path) -> list[str]:
     for process in psutil.process_iter():
         try:
             words = " ".join(process.cmdline())
-            if ("gptmodel.worker" in words and str(folder) in words) or (
+            if ("gptmodel.pretraining.worker" in words and str(folder) in words) or (
                 Path(process.cwd()).is_relative_to(folder) and ("flow-run" in words or "flow_engine" in words)
             ):
                 found.append(words)

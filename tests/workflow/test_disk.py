@@ -27,18 +27,18 @@ import pyarrow.parquet as pq
 import pytest
 from safetensors.torch import save_file
 
-from gptmodel import hf_format
-from gptmodel.artifacts import Artifact, Request, Store, sha256_file, write_atomic
 from gptmodel.config import CorpusConfig, EvaluateConfig, ModelConfig, PipelineConfig, ShardsConfig, SourceConfig
-from gptmodel.corpus import build_corpus
-from gptmodel.download import download
 from gptmodel.errors import StorageError, TransientError
-from gptmodel.evaluation import evaluate
+from gptmodel.formats import hf_format
+from gptmodel.judging.evaluation import evaluate
 from gptmodel.model import GPT
 from gptmodel.pretrained import import_weights
-from gptmodel.pretraining import plan_training, pretrain
-from gptmodel.shards import build_shards
-from gptmodel.space import storage_errors, training_bytes, used_bytes
+from gptmodel.pretraining.step import plan_training, pretrain
+from gptmodel.store.artifacts import Artifact, Request, Store, sha256_file, write_atomic
+from gptmodel.store.space import storage_errors, training_bytes, used_bytes
+from gptmodel.text.corpus import build_corpus
+from gptmodel.text.download import download
+from gptmodel.tokens.shards import build_shards
 from gptmodel.weights import save_model
 
 Tiny = Callable[..., PipelineConfig]
@@ -180,7 +180,7 @@ def test_a_step_that_will_not_fit_is_refused_before_it_starts(disk: Disk, text_d
 def test_a_disk_that_fills_up_stops_the_step_and_the_next_run_goes_on(
     disk: Disk, text_dir: Path, step: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("gptmodel.documents._GROUP_BYTES", 4_000)
+    monkeypatch.setattr("gptmodel.text.documents._GROUP_BYTES", 4_000)
     before = state(disk.store)
 
     def fill(done: int, total: int, unit: str) -> None:

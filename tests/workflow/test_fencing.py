@@ -20,12 +20,12 @@ import pytest
 from mlflow import MlflowClient
 
 import tasks.feed
-from gptmodel.artifacts import Artifact, Store
 from gptmodel.config import PipelineConfig
 from gptmodel.errors import Interrupted, LockLostError
-from gptmodel.locks import exclusive
-from gptmodel.metrics_log import MetricsLog
-from gptmodel.pretraining import Training, plan_training, pretrain
+from gptmodel.pretraining.step import Training, plan_training, pretrain
+from gptmodel.store.artifacts import Artifact, Store
+from gptmodel.store.locks import exclusive
+from gptmodel.training.metrics_log import MetricsLog
 from tasks.cards import Card
 from tasks.feed import LOCK_FILE, Feed, _Live, followed, note_state, noted_state
 from tasks.tracking import client, find_run
@@ -34,10 +34,10 @@ from tasks.tracking import client, find_run
 TRAINER = """
 import json, sys
 from pathlib import Path
-from gptmodel.artifacts import Store
+from gptmodel.store.artifacts import Store
 from gptmodel.config import PipelineConfig
 from gptmodel.errors import GptflowError
-from gptmodel.pretraining import plan_training, pretrain
+from gptmodel.pretraining.step import plan_training, pretrain
 from gptmodel.settings import parse_config
 store = Store(Path(sys.argv[1]))
 config = parse_config(json.loads(sys.argv[3]), PipelineConfig)
@@ -61,7 +61,7 @@ def start_elsewhere(store: Store, training: Training) -> tuple[subprocess.Popen[
 
 
 def child_of(pid: int) -> psutil.Process:
-    return next(p for p in psutil.Process(pid).children() if "gptmodel.worker" in p.cmdline())
+    return next(p for p in psutil.Process(pid).children() if "gptmodel.pretraining.worker" in p.cmdline())
 
 
 def files(root: Path) -> dict[str, tuple[int, int, int]]:

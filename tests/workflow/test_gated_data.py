@@ -13,11 +13,11 @@ from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterFlowRunId
 
 from flows.check_data_command import check_data
-from gptmodel.artifacts import Store
 from gptmodel.datagates import report_of
 from gptmodel.errors import DataError
 from gptmodel.overrides import PipelineOverrides
 from gptmodel.settings import merge_layers
+from gptmodel.store.artifacts import Store
 
 FRENCH = ["corpus.split_key=gated", "data_gates.language=fail", "data_gates.languages=['fr']"]
 

@@ -23,7 +23,7 @@ from pathlib import Path
 import pytest
 
 from gptmodel.config import ModelConfig
-from gptmodel.hf_export import export_hf
+from gptmodel.formats.hf_export import export_hf
 from gptmodel.model import GPT
 from gptmodel.pretrained import load_pretrained
 
@@ -33,7 +33,7 @@ WEIGHTS = "/acme/tiny/resolve/"
 CHILD = """
 import json, sys
 from pathlib import Path
-from gptmodel.artifacts import Store
+from gptmodel.store.artifacts import Store
 from gptmodel.errors import GptflowError
 from gptmodel.pretrained import import_weights
 try:

@@ -14,9 +14,9 @@ import pytest
 from click.testing import CliRunner, Result
 from mlflow import MlflowClient
 
-from gptmodel.artifacts import Artifact, Ref, Request, Store
 from gptmodel.errors import ArtifactError, TrackingError
-from gptmodel.pretraining import run_dir_of
+from gptmodel.pretraining.step import run_dir_of
+from gptmodel.store.artifacts import Artifact, Ref, Request, Store
 from tasks.mlflow_pages import address, briefly, page_of
 from tasks.naming import find_artifact
 

@@ -8,20 +8,20 @@ from typing import Any
 
 import pytest
 
-from gptmodel.artifacts import Artifact
 from gptmodel.errors import LockHeldError
 from gptmodel.overrides import PipelineOverrides
 from gptmodel.settings import merge_layers
+from gptmodel.store.artifacts import Artifact
 
 
 def test_each_attempt_is_a_run_of_its_own_under_the_flow_run(
     workplace: Path, tiny_sets: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import gptmodel.corpus
+    import gptmodel.text.corpus
     import tasks.preparing
     from flows.prepare_data import prepare_data
 
-    real, tries = gptmodel.corpus.build_corpus, 0
+    real, tries = gptmodel.text.corpus.build_corpus, 0
 
     def held_once(*args: Any, **kwargs: Any) -> tuple[Artifact, bool]:
         nonlocal tries
@@ -30,7 +30,7 @@ def test_each_attempt_is_a_run_of_its_own_under_the_flow_run(
             raise LockHeldError("another run makes it")
         return real(*args, **kwargs)
 
-    monkeypatch.setattr(gptmodel.corpus, "build_corpus", held_once)
+    monkeypatch.setattr(gptmodel.text.corpus, "build_corpus", held_once)
     monkeypatch.setattr(tasks.preparing.fetch_corpus, "retry_delay_seconds", 0)
     _, merged = merge_layers("smoke", None, [*tiny_sets, "corpus.split_key=events"])
     state = prepare_data(preset="smoke", overrides=PipelineOverrides.model_validate(merged), return_state=True)

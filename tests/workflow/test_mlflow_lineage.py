@@ -15,14 +15,14 @@ import mlflow
 import pytest
 from mlflow import MlflowClient
 
-from gptmodel import provenance
-from gptmodel.artifacts import Artifact, Store
-from gptmodel.codestate import code_digest
 from gptmodel.config import EvaluateConfig, PipelineConfig
-from gptmodel.corpus import build_corpus
-from gptmodel.evaluation import evaluate
-from gptmodel.pretraining import plan_training, pretrain
-from gptmodel.shards import build_shards
+from gptmodel.judging.evaluation import evaluate
+from gptmodel.pretraining.step import plan_training, pretrain
+from gptmodel.store import provenance
+from gptmodel.store.artifacts import Artifact, Store
+from gptmodel.store.codestate import code_digest
+from gptmodel.text.corpus import build_corpus
+from gptmodel.tokens.shards import build_shards
 from tasks.cards import save_card, training_card
 from tasks.syncing import sync_evaluation, sync_run
 from tasks.tracking import find_run

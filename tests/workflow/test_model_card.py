@@ -14,13 +14,13 @@ from mlflow import MlflowClient
 from mlflow.entities.model_registry import ModelVersion
 
 from benchmarks.mlflow_server import Server
-from gptmodel.artifacts import Artifact, Store
-from gptmodel.assembly import Job
 from gptmodel.config import PipelineConfig
-from gptmodel.evaluation import evaluate
-from gptmodel.pretraining import plan_training, pretrain, run_dir_of
-from gptmodel.replay import replay
-from gptmodel.trace_report import Asked, trace
+from gptmodel.judging.evaluation import evaluate
+from gptmodel.pretraining.assembly import Job
+from gptmodel.pretraining.replay import replay
+from gptmodel.pretraining.step import plan_training, pretrain, run_dir_of
+from gptmodel.store.artifacts import Artifact, Store
+from gptmodel.tracing.report import Asked, trace
 from tasks.cards import save_card, training_card
 from tasks.syncing import sync_evaluation, sync_run
 from tasks.tracking import find_run

@@ -13,14 +13,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from gptmodel.artifacts import Artifact, Store
-from gptmodel.batches import Batches
-from gptmodel.checkpoint import Checkpointer
 from gptmodel.config import PipelineConfig
 from gptmodel.errors import TrainingError
-from gptmodel.metrics_log import read_lines
-from gptmodel.pretraining import Training, plan_training, pretrain
-from gptmodel.shards import open_split
+from gptmodel.pretraining.step import Training, plan_training, pretrain
+from gptmodel.store.artifacts import Artifact, Store
+from gptmodel.tokens.batches import Batches
+from gptmodel.tokens.shards import open_split
+from gptmodel.training.checkpoint import Checkpointer
+from gptmodel.training.metrics_log import read_lines
 
 Tiny = Callable[..., PipelineConfig]
 
@@ -74,7 +74,7 @@ def test_a_loss_that_is_not_finite_is_told_and_can_be_replayed(
 
 
 def replayed(job: Path, step: int) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "gptmodel.replay", str(job), "--step", str(step)]
+    command = [sys.executable, "-m", "gptmodel.pretraining.replay", str(job), "--step", str(step)]
     return subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[2])
 
 

@@ -16,12 +16,12 @@ from click.testing import CliRunner, Result
 from mlflow import MlflowClient
 from mlflow.entities import AssessmentSource
 
-from gptmodel.artifacts import Artifact, Store
 from gptmodel.config import DecodingConfig, PipelineConfig
+from gptmodel.criteria import CRITERIA, NAMES
 from gptmodel.errors import DataError
-from gptmodel.pretraining import plan_training, pretrain
-from gptmodel.rating.criteria import CRITERIA, NAMES
+from gptmodel.pretraining.step import plan_training, pretrain
 from gptmodel.rating.rounds import RoundConfig, find_round, read_items
+from gptmodel.store.artifacts import Artifact, Store
 from tasks.cards import save_card, training_card
 from tasks.syncing import sync_store
 from tasks.tracking import find_run

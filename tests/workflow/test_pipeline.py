@@ -16,10 +16,10 @@ from mlflow.artifacts import load_dict
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterFlowRunId
 
-from gptmodel.artifacts import Artifact
 from gptmodel.config import PipelineConfig
 from gptmodel.overrides import PipelineOverrides
 from gptmodel.settings import merge_layers
+from gptmodel.store.artifacts import Artifact
 
 Tiny = Callable[..., PipelineConfig]
 
@@ -187,13 +187,15 @@ def test_a_killed_child_is_retried_and_goes_on_in_the_same_run(
 
     import tasks.training
     from flows.pretrain import pretrain
-    from gptmodel.pretraining import pretrain as real
+    from gptmodel.pretraining.step import pretrain as real
 
     killed: list[int] = []
 
     def kill_once(line: str) -> None:
         if line.startswith("step 6 ") and not killed:
-            found = subprocess.run(["pgrep", "-P", str(os.getpid()), "-f", "gptmodel.worker"], capture_output=True)
+            found = subprocess.run(
+                ["pgrep", "-P", str(os.getpid()), "-f", "gptmodel.pretraining.worker"], capture_output=True
+            )
             killed.append(int(found.stdout.split()[0]))
             os.kill(killed[0], signal.SIGKILL)
 
@@ -294,10 +296,10 @@ def test_the_pipeline_starts_from_imported_weights(workplace: Path, tiny_sets: l
     from transformers import GPT2Config, GPT2LMHeadModel
 
     from flows.pipeline import pipeline
-    from gptmodel.artifacts import Store
     from gptmodel.config import EvaluateConfig
-    from gptmodel.evaluation import score_tokens
-    from gptmodel.tokenstream import open_split
+    from gptmodel.judging.evaluation import score_tokens
+    from gptmodel.store.artifacts import Store
+    from gptmodel.tokens.tokenstream import open_split
     from gptmodel.weights import load_model
 
     torch.manual_seed(5)

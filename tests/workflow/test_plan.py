@@ -9,13 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from gptmodel.artifacts import Artifact, Store
 from gptmodel.config import PipelineConfig
 from gptmodel.errors import GptflowError
 from gptmodel.planning.forecast import forecast, measure
 from gptmodel.planning.rates import load_rates
 from gptmodel.presets import PRESETS
-from gptmodel.pretraining import plan_training, pretrain
+from gptmodel.pretraining.step import plan_training, pretrain
+from gptmodel.store.artifacts import Artifact, Store
 
 
 def test_a_trial_runs_real_steps(tiny: Callable[..., PipelineConfig]) -> None:

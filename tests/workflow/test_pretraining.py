@@ -19,7 +19,6 @@ from typing import Any
 import pytest
 import torch
 
-from gptmodel.artifacts import Artifact, Store
 from gptmodel.config import PipelineConfig
 from gptmodel.errors import (
     ArtifactError,
@@ -28,8 +27,9 @@ from gptmodel.errors import (
     Interrupted,
     LockHeldError,
 )
-from gptmodel.metrics_log import read_lines
-from gptmodel.pretraining import Training, plan_training, pretrain
+from gptmodel.pretraining.step import Training, plan_training, pretrain
+from gptmodel.store.artifacts import Artifact, Store
+from gptmodel.training.metrics_log import read_lines
 
 Tiny = Callable[..., PipelineConfig]
 
@@ -54,7 +54,9 @@ def undisturbed(tiny_data: tuple[Store, Artifact], tiny: Tiny, tmp_path_factory:
 
 def child_pid(lines: list[str]) -> int:
     """Pid of this process's training child."""
-    found = subprocess.run(["pgrep", "-P", str(os.getpid()), "-f", "gptmodel.worker"], capture_output=True, text=True)
+    found = subprocess.run(
+        ["pgrep", "-P", str(os.getpid()), "-f", "gptmodel.pretraining.worker"], capture_output=True, text=True
+    )
     return int(found.stdout.split()[0])
 
 
@@ -110,9 +112,9 @@ def test_the_child_of_a_killed_parent_saves_and_ends(data: tuple[Store, Artifact
 _PARENT = """
 import json, sys
 from pathlib import Path
-from gptmodel.artifacts import Store
+from gptmodel.store.artifacts import Store
 from gptmodel.config import PipelineConfig
-from gptmodel.pretraining import plan_training, pretrain
+from gptmodel.pretraining.step import plan_training, pretrain
 from gptmodel.settings import parse_config
 store = Store(Path(sys.argv[1]))
 config = parse_config(json.loads(sys.argv[3]), PipelineConfig)

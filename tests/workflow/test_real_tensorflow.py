@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from gptmodel.openai_format import read_openai
+from gptmodel.formats.openai_format import read_openai
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -18,14 +18,14 @@ from mlflow import MlflowClient
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterFlowRunId
 
-from gptmodel.artifacts import SCRATCH, Artifact, Store
 from gptmodel.config import PipelineConfig
 from gptmodel.errors import ConfigError
-from gptmodel.freshstore import ROOM
-from gptmodel.pretraining import Training, plan_training, pretrain, run_dir_of
-from gptmodel.rebuilding import reproduce_apart
-from gptmodel.repeating import Wishes
-from gptmodel.reproduction import plan_reproduction
+from gptmodel.pretraining.step import Training, plan_training, pretrain, run_dir_of
+from gptmodel.reproduction.chain import plan_reproduction
+from gptmodel.reproduction.freshstore import ROOM
+from gptmodel.reproduction.rebuilding import reproduce_apart
+from gptmodel.reproduction.repeating import Wishes
+from gptmodel.store.artifacts import SCRATCH, Artifact, Store
 from tests.chaos_pipeline import write_gpt2
 
 PROJECT = Path(__file__).parents[2]

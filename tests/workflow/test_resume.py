@@ -15,12 +15,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from gptmodel.artifacts import MANIFEST, Artifact, Store, load_artifact, sha256_file
-from gptmodel.assembly import _as_planned
 from gptmodel.config import PipelineConfig
 from gptmodel.errors import ArtifactError
-from gptmodel.metrics_log import read_lines
-from gptmodel.pretraining import plan_training, pretrain
+from gptmodel.pretraining.assembly import _as_planned
+from gptmodel.pretraining.step import plan_training, pretrain
+from gptmodel.store.artifacts import MANIFEST, Artifact, Store, load_artifact, sha256_file
+from gptmodel.training.metrics_log import read_lines
 
 Tiny = Callable[..., PipelineConfig]
 
@@ -35,7 +35,7 @@ def die():
     os.kill(os.getpid(), signal.SIGKILL)
 
 def sample_to_die_at(left):
-    from gptmodel.validation import SplitEvaluator
+    from gptmodel.training.validation import SplitEvaluator
     real = SplitEvaluator._samples
     def samples(self):
         nonlocal left
@@ -58,9 +58,9 @@ if event:
 _PARENT = """
 import json, sys
 from pathlib import Path
-from gptmodel.artifacts import Store
+from gptmodel.store.artifacts import Store
 from gptmodel.config import PipelineConfig
-from gptmodel.pretraining import plan_training, pretrain
+from gptmodel.pretraining.step import plan_training, pretrain
 from gptmodel.settings import parse_config
 store = Store(Path(sys.argv[1]))
 config = parse_config(json.loads(sys.argv[3]), PipelineConfig)
@@ -172,7 +172,7 @@ def test_a_damaged_newest_checkpoint_is_named_and_the_one_before_it_gives_the_sa
 def test_what_has_changed_since_the_first_attempt_is_one_line(
     tiny: Tiny, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    from gptmodel.worker import _machine
+    from gptmodel.pretraining.worker import _machine
 
     first = {"precision": "float32", "threads": 7, "device": "AVX9", "world": 1}
     (tmp_path / "machine.json").write_text(json.dumps(first))

@@ -10,11 +10,11 @@ import pytest
 from mlflow import MlflowClient
 from prefect.client.schemas.objects import State
 
-from gptmodel.artifacts import Artifact, Store
 from gptmodel.config import PipelineConfig, recipe
-from gptmodel.ledger import Ledger
 from gptmodel.overrides import PipelineOverrides
+from gptmodel.retraining.ledger import Ledger
 from gptmodel.settings import load_config
+from gptmodel.store.artifacts import Artifact, Store
 from tests.conftest import write_text
 from tests.project import more_text, night_sets
 
@@ -58,7 +58,7 @@ def night(workplace: Path, tiny_sets: list[str], tmp_path: Path, monkeypatch: py
 
 
 def held_out_ids(artifact: Artifact, split: str) -> set[str]:
-    from gptmodel.gate_facts import split_ids
+    from gptmodel.retraining.gate_facts import split_ids
 
     return split_ids(artifact, split)
 

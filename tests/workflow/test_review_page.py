@@ -15,12 +15,12 @@ import pytest
 from click.testing import CliRunner
 
 from benchmarks.mlflow_server import Server
-from gptmodel.artifacts import Artifact, Request, Store
-from gptmodel.rating.criteria import CRITERIA, NAMES
+from gptmodel.criteria import CRITERIA, NAMES
 from gptmodel.rating.journal import Journal, Opening
 from gptmodel.rating.pairs import pairs_in_order, pairs_of, sides
 from gptmodel.rating.results import comments_of, publish
 from gptmodel.rating.rounds import Item, in_order, read_items
+from gptmodel.store.artifacts import Artifact, Request, Store
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 pytestmark = [

@@ -18,11 +18,11 @@ import psutil
 import pytest
 import torch
 
-from gptmodel.artifacts import Store
 from gptmodel.config import DecodingConfig, ModelConfig
-from gptmodel.hf_export import export_hf
+from gptmodel.formats.hf_export import export_hf
 from gptmodel.model import GPT
 from gptmodel.pretrained import import_weights
+from gptmodel.store.artifacts import Store
 from gptmodel.weights import load_model
 from gptmodel.writing import continue_texts
 

@@ -19,9 +19,9 @@ from typing import Any
 import psutil
 import pytest
 
-from gptmodel.artifacts import Artifact, Store
-from gptmodel.checkpoint import Checkpointer
-from gptmodel.pretraining import plan_training, pretrain
+from gptmodel.pretraining.step import plan_training, pretrain
+from gptmodel.store.artifacts import Artifact, Store
+from gptmodel.training.checkpoint import Checkpointer
 
 LONG = ["train.max_steps=100000", "train.eval_every=100000"]
 
@@ -48,7 +48,9 @@ class Command:
         )
         self.lines: list[str] = []
         self.read_until("step 1/")
-        found = subprocess.run(["pgrep", "-P", str(self.process.pid), "-f", "gptmodel.worker"], capture_output=True)
+        found = subprocess.run(
+            ["pgrep", "-P", str(self.process.pid), "-f", "gptmodel.pretraining.worker"], capture_output=True
+        )
         self.child = int(found.stdout.split()[0])
         self.child_ends = os.pidfd_open(self.child)
 

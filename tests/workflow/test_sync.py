@@ -17,15 +17,15 @@ from mlflow import MlflowClient
 
 import tasks.feed
 from benchmarks.mlflow_server import Answer, Forward, Proxy, Server, free_port, plainly
-from gptmodel.artifacts import Artifact, Store
 from gptmodel.config import EvaluateConfig, PipelineConfig
 from gptmodel.errors import LockHeldError, LockLostError
-from gptmodel.evaluation import evaluate
-from gptmodel.locks import exclusive
-from gptmodel.metrics_log import read_lines
+from gptmodel.judging.evaluation import evaluate
 from gptmodel.overrides import PipelineOverrides
-from gptmodel.pretraining import plan_training, pretrain, run_dir_of
+from gptmodel.pretraining.step import plan_training, pretrain, run_dir_of
 from gptmodel.settings import merge_layers
+from gptmodel.store.artifacts import Artifact, Store
+from gptmodel.store.locks import exclusive
+from gptmodel.training.metrics_log import read_lines
 from tasks.cards import model_card, save_card, training_card
 from tasks.feed import LOCK_FILE, followed
 from tasks.syncing import settle, sync_run, sync_store

@@ -16,8 +16,8 @@ from mlflow.exceptions import MlflowException
 import tasks.feed
 from benchmarks.mlflow_server import Answer, Forward, Proxy, Server, plainly
 from gptmodel.errors import Interrupted, LockHeldError
-from gptmodel.locks import exclusive
-from gptmodel.metrics_log import MetricsLog
+from gptmodel.store.locks import exclusive
+from gptmodel.training.metrics_log import MetricsLog
 from tasks.cards import Card
 from tasks.feed import LOCK_FILE, Feed, followed, noted_state
 from tasks.tracking import find_or_create_run, find_run

@@ -14,11 +14,11 @@ from click.testing import CliRunner, Result
 from mlflow import MlflowClient
 
 from benchmarks.mlflow_server import Server, free_port
-from gptmodel.artifacts import Artifact, Store
 from gptmodel.config import PipelineConfig
 from gptmodel.errors import ArtifactError, TrackingError
-from gptmodel.evaluation import evaluate
-from gptmodel.pretraining import plan_training, pretrain
+from gptmodel.judging.evaluation import evaluate
+from gptmodel.pretraining.step import plan_training, pretrain
+from gptmodel.store.artifacts import Artifact, Store
 from tasks.cards import save_card, training_card
 from tasks.keeping import wanted_by_mlflow
 from tasks.syncing import sync_store

@@ -13,10 +13,10 @@ from typing import Any
 import psutil
 import pytest
 
-from gptmodel.artifacts import Store
-from gptmodel.ledger import Ledger
-from gptmodel.metrics_log import read_lines
+from gptmodel.retraining.ledger import Ledger
 from gptmodel.settings import merge_layers
+from gptmodel.store.artifacts import Store
+from gptmodel.training.metrics_log import read_lines
 from tasks.processes import ask
 from tests.conftest import write_text
 from tests.project import Project, more_text, night_sets, opened, until
@@ -65,7 +65,7 @@ class Week:
         for process in psutil.process_iter():
             try:
                 words, here = " ".join(process.cmdline()), Path(process.cwd()).is_relative_to(self.project.folder)
-                if here and any(part in words for part in ("gptmodel.worker", "flow-run", "flow_engine")):
+                if here and any(part in words for part in ("gptmodel.pretraining.worker", "flow-run", "flow_engine")):
                     found.append(process)
             except (psutil.Error, OSError):
                 continue

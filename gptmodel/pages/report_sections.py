@@ -1,0 +1,358 @@
+"""The sections of a report as HTML. One with nothing to say is empty. All text from outside goes through `_text`."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterator, Sequence
+from html import escape
+from typing import Any
+
+from gptmodel.judging.units import counted_units
+from gptmodel.lineage.text import plain
+from gptmodel.markdown_text import counted, number, short
+from gptmodel.pages.line_chart import Line, line_chart
+from gptmodel.pages.report_facts import ReportFacts, Row
+from gptmodel.rating.results import comments_of, preferences_of
+from gptmodel.store.artifacts import Artifact
+
+_SOURCES, _DOCUMENTS, _SAMPLES, _COMMENTS = 20, 5, 12, 6
+_LEAST_TOKENS = 64  # of a document that is called best or worst: short ones are so by luck
+_SAMPLE_CHARS = 2_000
+_PERPLEXITIES = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1_000, 2_000, 5_000, 10_000, 20_000, 50_000)
+_SHARES = ("accuracy", "accuracy_at_5", "calibration_error")
+FIGURES = {
+    "loss": ("cross-entropy", "nats per token"),
+    "perplexity": ("perplexity", "tokens that it hesitates between"),
+    "plain_loss": ("cross-entropy in windows that do not overlap", "nats per token"),
+    "plain_perplexity": ("perplexity in windows that do not overlap", "tokens"),
+    "bits_per_byte": ("bits per byte", "comparable across tokenizers"),
+    "bits_per_char": ("bits per character", "comparable across tokenizers"),
+    "accuracy": ("first guess right", "share of tokens"),
+    "accuracy_at_5": ("among its first five guesses", "share of tokens"),
+    "calibration_error": ("calibration error", "how far its sureness is from how often it is right; too high near 0"),
+    "unigram_loss": ("baseline: cross-entropy of guessing by frequency", "nats per token"),
+    "unigram_perplexity": ("baseline: perplexity of guessing by frequency", "tokens"),
+}
+"""What the figures of an evaluation are called, and their units."""
+
+
+def lead(facts: ReportFacts) -> str:
+    """What the model is, in two sentences."""
+    shape, model = facts.model.architecture, facts.model.model
+    how = "imported weights"
+    if facts.model.is_trained:
+        how = f"trained on {short(facts.model.tokens)} tokens in {model.summary['step']:,} steps"
+    n_params = facts.model.n_params
+    return (
+        f"<p>A GPT of {short(n_params)} parameters ({counted(shape['n_layer'], 'layer')}, {shape['n_embd']} wide, "
+        f"context {shape['context_length']:,} tokens), {how}. Judged on {facts.evaluation.summary['tokens']:,} tokens "
+        f"of the {_text(facts.split)} split by {_text(facts.evaluation.label)}; the sha256 of the model is "
+        f"<code>{_text(model.digest)}</code>.</p>\n"
+    )
+
+
+def figures(facts: ReportFacts) -> str:
+    summary = facts.evaluation.summary
+    intervals, drawn = summary.get("intervals", {}), summary.get("resampling", {})
+    rows = []
+    for name, (title, unit) in FIGURES.items():
+        if name not in summary or (name.startswith("plain_") and summary[name] == summary[name[6:]]):
+            continue
+        rows.append([title, _figure(name, summary[name]), _interval(name, intervals.get(name)), unit])
+    said = ""
+    if intervals:
+        units = counted_units(drawn.get("units", 0), drawn.get("unit", "document"))
+        said = (
+            f"<p>Intervals hold the true figure with {drawn.get('confidence', 0.95):.0%} confidence: a bootstrap over "
+            f"{_text(units)}, {drawn.get('resamples', 0):,} times drawn anew.</p>\n"
+        )
+    else:
+        rows = [[title, value, unit] for title, value, _, unit in rows]
+    head = ["", "value", *(["interval"] if intervals else []), ""]
+    return _table(head, rows, numeric={1, 2} if intervals else {1}) + said
+
+
+def champion(facts: ReportFacts) -> str:
+    if (found := facts.champion) is None:
+        return ""
+    rows = [
+        [
+            FIGURES[each.name][0],
+            _figure(each.name, each.challenger),
+            _figure(each.name, each.champion),
+            _figure(each.name, each.difference, "+"),
+            f"{_figure(each.name, each.low, '+')} to {_figure(each.name, each.high, '+')}",
+            f"{each.p_better:.1%}",
+        ]
+        for each in found.differences
+        if each.name in FIGURES and not each.name.startswith("plain_")
+    ]
+    head = ["", "this model", "champion", "difference", "interval", "better in"]
+    return (
+        f"<p>{_text(facts.champion_name)} is the champion, and was judged on the same "
+        f"{_text(counted_units(found.units, found.unit))}. They were drawn anew {found.resamples:,} times, the same "
+        f"ones for both: an interval of the difference ({found.confidence:.0%}) that does not hold 0 says that one is "
+        "better on such text; the last column is the share of the draws in which this model is.</p>\n"
+        f"{_table(head, rows, numeric={1, 2, 3, 4, 5})}"
+    )
+
+
+def training(facts: ReportFacts) -> str:
+    if not facts.model.is_trained:
+        return ""
+    lines = list(facts.lines(facts.model.model, "curve.jsonl"))
+
+    def points(name: str) -> list[tuple[float, float]]:
+        return [(line["tokens"], line["metrics"][name]) for line in lines if name in line.get("metrics", {})]
+
+    level = facts.evaluation.summary.get("unigram_loss")
+    drawn = line_chart(
+        [Line("training", "blue", points("train/loss")), Line("validation", "orange", points("validation/loss"), True)],
+        "training tokens",
+        "loss (nats per token)",
+        x_words=_round_count,
+        right=("perplexity", math.log, _PERPLEXITIES),
+        reference=("guessing by frequency", level) if level else None,
+    )
+    if not drawn:
+        return ""
+    summary = facts.model.model.summary
+    best = summary.get("best_validation_loss")
+    lowest = f" Lowest validation loss {best:.4f}, at step {summary['best_step']:,}." if best is not None else ""
+    epochs = f"{facts.model.epochs:.2f} times through the training text." if facts.model.epochs else ""
+    return f"<figure>{drawn}</figure>\n<p>{epochs}{lowest}</p>\n"
+
+
+def _round_count(value: float) -> str:
+    """Such as 100 k, for a tick."""
+    return re.sub(r"\.0(?= )", "", short(round(value)))
+
+
+def sources(facts: ReportFacts) -> str:
+    rows = facts.table("sources.parquet")
+    if len(rows) < 2:
+        return ""
+    has_intervals = any(row.get("loss_low") is not None for row in rows)
+    told = [
+        [
+            row["source"] or "(not named)",
+            f"{row['documents']:,}",
+            f"{row['n_tokens']:,}",
+            number(row["loss"]),
+            *([_interval("loss", (row["loss_low"], row["loss_high"]))] if has_intervals else []),
+            number(row["perplexity"]),
+            f"{row['bits_per_byte']:.3f}",
+        ]
+        for row in rows
+    ]
+    head = ["source", "documents", "tokens", "loss", *(["interval"] if has_intervals else []), "perplexity"]
+    shown = told if len(told) <= _SOURCES else [*told[: _SOURCES // 2], *told[-_SOURCES // 2 :]]
+    more = f"<p>The hardest and the easiest of {len(told):,} sources.</p>\n" if len(shown) < len(told) else ""
+    return _table([*head, "bits per byte"], shown, numeric=set(range(1, 7))) + more
+
+
+def documents(facts: ReportFacts) -> str:
+    """The worst and the best predicted ones, of those that are long enough to say so."""
+    rows = [row for row in facts.table("documents.parquet") if row["n_tokens"] >= _LEAST_TOKENS]
+    if len(rows) < 2:
+        return ""
+    rows.sort(key=lambda row: (-row["loss"], row["document"]))
+    few = min(_DOCUMENTS, len(rows) // 2)
+    numeric = {1, 2, 3}
+    head = ["document", "tokens", "loss", "perplexity"]
+    parts = []
+    for title, chosen in (("Worst predicted", rows[:few]), ("Best predicted", rows[::-1][:few])):
+        told = [
+            [_document(row), f"{row['n_tokens']:,}", number(row["loss"]), number(math.exp(min(row["loss"], 700.0)))]
+            for row in chosen
+        ]
+        parts.append(f"<h3>{title}</h3>\n{_table(head, told, numeric=numeric)}")
+    command = f"gptflow trace {facts.model.model.label} --document {rows[0]['document'][:12]}"
+    hint = f"<p>Of {len(rows):,} documents with at least {_LEAST_TOKENS} scored tokens.</p>\n"
+    is_seen = facts.model.is_trained and facts.split == "train"
+    return "".join(parts) + hint + (f"<p>When it was seen: <code>{_text(command)}</code></p>\n" if is_seen else "")
+
+
+def _document(row: Row) -> str:
+    source = row.get("source")
+    return f"{source} ({row['document'][:12]})" if source else str(row["document"])
+
+
+def calibration(facts: ReportFacts) -> str:
+    bins = [each for each in facts.written.get("calibration", []) if each["tokens"]]
+    if not bins:
+        return ""
+    rows = [
+        [
+            f"{each['above']:.0%} to {each['to']:.0%}",
+            f"{each['tokens']:,}",
+            f"{each['probability']:.1%}",
+            f"{each['accuracy']:.1%}",
+        ]
+        for each in bins
+    ]
+    return (
+        "<p>How probable the model held its first guess, and how often that guess was right: the two are equal where "
+        "its sureness can be believed.</p>\n"
+        + _table(["first guess held", "tokens", "mean probability", "right"], rows, numeric={1, 2, 3})
+    )
+
+
+def samples(facts: ReportFacts) -> str:
+    found = list(facts.lines(facts.evaluation, "samples.jsonl"))
+    if not found:
+        return ""
+    parts = [_repetition(facts.evaluation.summary)]
+    for sample in found[:_SAMPLES]:
+        overlap = sample.get("overlap_tokens")
+        told = f"; longest passage that stands in the training text: {overlap:,} tokens" if overlap is not None else ""
+        parts.append(
+            f'<p class="said">{_text(sample["decoding"])}{told}</p>\n<blockquote>{_sample(sample)}</blockquote>\n'
+        )
+    if len(found) > _SAMPLES:
+        parts.append(f"<p>The first {_SAMPLES} of {len(found):,}.</p>\n")
+    return "".join(parts)
+
+
+def _sample(sample: Row) -> str:
+    """Prompt in bold, and what stands in the training text underlined."""
+    text, seen = sample["text"][:_SAMPLE_CHARS], sample.get("overlap_text") or ""
+    at = text.find(seen) if seen else -1
+    shown = _prose(text)
+    if at >= 0:
+        shown = f"{_prose(text[:at])}<mark>{_prose(seen)}</mark>{_prose(text[at + len(seen) :])}"
+    return f"<b>{_prose(sample['prompt'])}</b>{shown}{'…' if len(sample['text']) > _SAMPLE_CHARS else ''}"
+
+
+def _repetition(summary: Row) -> str:
+    """How much the samples repeat themselves and the training text, with unseen text beside it."""
+    names = {
+        "distinct_1": "different tokens among all",
+        "distinct_2": "different pairs of tokens",
+        "distinct_3": "different runs of 3 tokens",
+        "distinct_4": "different runs of 4 tokens",
+        "repeated_4": "runs of 4 tokens that a sample wrote before",
+        "self_bleu": "self-BLEU: likeness of the samples to each other",
+        "memorisation_rate": "samples with a long passage of training text",
+        "overlap_tokens_mean": "longest passage of training text, mean (tokens)",
+        "overlap_tokens_max": "longest passage of training text (tokens)",
+    }
+    rows = [
+        [title, _plain_figure(summary[name]), _plain_figure(summary.get(f"unseen_{name}"))]
+        for name, title in names.items()
+        if summary.get(name) is not None
+    ]
+    has_unseen = any(row[2] != "–" for row in rows)
+    head = ["", "samples", *(["validation text"] if has_unseen else [])]
+    return _table(head, rows if has_unseen else [row[:2] for row in rows], numeric={1, 2}) if rows else ""
+
+
+def ratings(facts: ReportFacts) -> str:
+    if facts.ratings is None:
+        return ""
+    summary = facts.ratings.summary
+    own = summary.get("models", {}).get(facts.model.model.label)
+    if not own:
+        return ""
+    alpha = summary.get("alpha", {})
+    rows = [
+        [
+            criterion.replace("_", " "),
+            f"{found['mean']:.2f}",
+            f"{found['low']:.2f} to {found['high']:.2f}",
+            f"{found['ratings']:,}",
+            "–" if alpha.get(criterion) is None else f"{alpha[criterion]:.2f}",
+        ]
+        for criterion, found in own.items()
+        if found["mean"] is not None
+    ]
+    if not rows:
+        return ""
+    flagged = summary.get("raters_flagged", 0)
+    left_out = f", without {counted(flagged, 'rater')} who did not read" if flagged else ""
+    told = (
+        f"<p>Points from 1 (worst) to 5 (best), blind, by {counted(summary['raters'], 'rater')}{left_out}; "
+        "intervals are of 95 %. Agreement is Krippendorff's alpha: 1 is full agreement, 0 is chance.</p>\n"
+    )
+    head = ["criterion", "mean", "interval", "ratings", "agreement"]
+    table = told + _table(head, rows, numeric={1, 2, 3, 4})
+    return table + "".join(_preferences(facts, summary)) + _comments(facts.ratings, facts.model.model.label)
+
+
+def _preferences(facts: ReportFacts, summary: Row) -> Iterator[str]:
+    label = facts.model.model.label
+    for pair in preferences_of(summary):
+        how = "raters were asked" if pair["how"] == "asked" else "taken from their points, not asked"
+        if label in (pair["a"], pair["b"]):
+            p = "" if pair["p_value"] is None else f" (sign test: p = {pair['p_value']:.3f})"
+            yield (
+                f"<p>{_text(pair['a'])} was preferred after {pair['a_wins']:,} prompts, {_text(pair['b'])} after "
+                f"{pair['b_wins']:,}, neither after {pair['ties']:,}{p}; {how}.</p>\n"
+            )
+
+
+def _comments(ratings: Artifact, label: str) -> str:
+    said = comments_of(ratings, label)
+    if not said:
+        return ""
+    more = f"<li>and {len(said) - _COMMENTS:,} more</li>" if len(said) > _COMMENTS else ""
+    told = "".join(f"<li>{_text(comment)}</li>\n" for comment in said[:_COMMENTS])
+    return f"<p>What raters wrote about its texts:</p>\n<ul>\n{told}{more}</ul>\n"
+
+
+def lineage(facts: ReportFacts) -> str:
+    chain: list[Artifact] = [*facts.model.chain, facts.model.model, facts.evaluation]
+    chain += [facts.ratings] if facts.ratings else []
+    rows = [[artifact.label, artifact.digest, str(artifact.provenance.get("finished", ""))] for artifact in chain]
+    made = facts.model.model.provenance
+    commit = f"<p>Code: git commit <code>{_text(made.get('git_commit'))}</code>" if made.get("git_commit") else ""
+    commit += f"{', with changes that were not committed' if made.get('git_dirty') else ''}.</p>\n" if commit else ""
+    label = facts.model.model.label
+    words = [f"gptflow verify {label}", f"gptflow lineage {label}"]
+    words += [f"gptflow reproduce {label}"] if facts.model.is_trained else []
+    return (
+        _table(["artifact", "content digest (sha256)", "finished (UTC)"], rows)
+        + commit
+        + f"<pre>{_text(chr(10).join(words), keep_lines=True)}</pre>\n"
+    )
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]], numeric: set[int] | None = None) -> str:
+    """Cells are escaped here; the columns in `numeric` stand flush right."""
+    right = numeric or set()
+
+    def cells(tag: str, row: Sequence[str]) -> str:
+        kind = [' class="n"' if n in right else "" for n in range(len(row))]
+        return "".join(f"<{tag}{k}>{_text(cell)}</{tag}>" for k, cell in zip(kind, row, strict=True))
+
+    body = "".join(f"<tr>{cells('td', row)}</tr>\n" for row in rows)
+    top = f"<thead><tr>{cells('th', head)}</tr></thead>"
+    return f'<div class="scroll"><table>\n{top}\n<tbody>\n{body}</tbody></table></div>\n'
+
+
+def _text(value: Any, *, keep_lines: bool = False) -> str:
+    return "\n".join(escape(plain(line)) for line in str(value).split("\n")) if keep_lines else escape(plain(value))
+
+
+def _prose(text: str) -> str:
+    """Text of a model: its own line ends and tabs stay, what is not seen or turns a line around becomes U+FFFD."""
+    return escape("".join(c if c.isprintable() or c in "\n\t" else "\N{REPLACEMENT CHARACTER}" for c in text))
+
+
+def _figure(name: str, value: float, sign: str = "") -> str:
+    if name in _SHARES:
+        return f"{100 * value:{sign}.2f} %"
+    return f"{value:{sign}.4f}" if abs(value) < 100 else f"{value:{sign},.1f}"
+
+
+def _interval(name: str, bounds: Sequence[float | None] | None) -> str:
+    if not bounds or bounds[0] is None or bounds[1] is None:
+        return "–"
+    return f"{_figure(name, bounds[0])} to {_figure(name, bounds[1])}"
+
+
+def _plain_figure(value: float | None) -> str:
+    if value is None:
+        return "–"
+    return f"{value:,}" if isinstance(value, int) else f"{value:.3f}" if value <= 1 else f"{value:.1f}"

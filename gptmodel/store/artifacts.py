@@ -1,0 +1,431 @@
+"""The store: artifacts named by what was asked, checked by what came out.
+
+An artifact is a directory `<store>/<kind>/<fingerprint>` with a `manifest.json`. The fingerprint is a hash of kind,
+recipe version, config and the content digests of its inputs; the content digest is a hash of its file hashes. Neither
+knows a time, a host or a path. A directory without a manifest does not exist.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import re
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from gptmodel.errors import ArtifactError
+from gptmodel.store.locks import exclusive
+from gptmodel.store.manifests import (
+    MANIFEST,
+    NAME_CHARS,
+    SCRATCH,
+    FileEntry,
+    Manifest,
+    Ref,
+    Request,
+    canonical,
+    check_length,
+    digest_of,
+    parse,
+    read_manifest,
+    regular_file,
+)
+from gptmodel.store.provenance import now, provenance
+from gptmodel.store.space import require, storage_errors, used_bytes
+from gptmodel.store.uses import no_collection, using
+
+__all__ = [
+    "MANIFEST",
+    "NAME_CHARS",
+    "SCRATCH",
+    "Artifact",
+    "FileEntry",
+    "Ref",
+    "Request",
+    "Store",
+    "canonical",
+    "find_model",
+    "fsync_path",
+    "has_manifest",
+    "is_link",
+    "load_artifact",
+    "open_store",
+    "sha256_file",
+    "write_atomic",
+]
+
+log = logging.getLogger(__name__)
+REQUEST_FILE = "request"  # in the scratch of a directory being built: what is being made, and from what
+_HASH_CHUNK = 1 << 22
+
+
+def sha256_file(path: Path) -> str:
+    """Hex sha256 of a file's bytes, read in chunks."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(_HASH_CHUNK):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def fsync_path(path: Path) -> None:
+    """Put a file or a directory's entries on disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_atomic(path: Path, data: str | bytes) -> None:
+    """Write a whole file or none: temporary sibling, fsync, replace, fsync of the folder."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        temporary.write_bytes(data.encode() if isinstance(data, str) else data)
+        fsync_path(temporary)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    fsync_path(path.parent)
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """A published artifact. Reading its files through `file` checks them."""
+
+    path: Path
+    request: Request
+    files: tuple[FileEntry, ...]
+    summary: dict[str, Any]
+    provenance: dict[str, Any]
+
+    @property
+    def kind(self) -> str:
+        return self.request.kind
+
+    @property
+    def fingerprint(self) -> str:
+        return self.request.fingerprint
+
+    @property
+    def digest(self) -> str:
+        """Content digest: hex sha256 over the sorted names and hashes of the files."""
+        return digest_of(self.files)
+
+    @property
+    def ref(self) -> Ref:
+        return Ref(self.kind, self.fingerprint, self.digest)
+
+    @property
+    def label(self) -> str:
+        """Short name for people, such as `shards/1f2e3d4c5b6a7980`."""
+        return f"{self.kind}/{self.path.name}"
+
+    def file(self, name: str) -> Path:
+        """Path of a file after checking its size, and, the first time in this process, its sha256.
+
+        Raises ArtifactError naming the artifact and the file.
+        """
+        entry = self._by_name.get(name)
+        if entry is None:
+            raise ArtifactError(f"{self.label} has no file {name}; it has {', '.join(f.name for f in self.files)}")
+        path = self.path / name
+        _check_size(self.label, self.path, entry)
+        key = (str(path), entry.sha256, path.stat().st_mtime_ns)
+        if key not in _hashed:
+            found = _read_whole(self.label, path)
+            if found != entry.sha256:
+                raise ArtifactError(
+                    f"{self.label}: {name} is damaged: sha256 is {found[:16]}…, expected {entry.sha256[:16]}…; "
+                    f"remove {self.path} and run the step again"
+                )
+            _hashed.add(key)
+        return path
+
+    @cached_property
+    def _by_name(self) -> dict[str, FileEntry]:
+        return {entry.name: entry for entry in self.files}
+
+    def verify(self) -> Artifact:
+        """Check every file as `file` does; for an artifact that no later step reads."""
+        for entry in self.files:
+            self.file(entry.name)
+        return self
+
+    def names(self, suffix: str = "", prefix: str = "") -> list[str]:
+        """Sorted names of the files that begin and end so."""
+        return sorted(e.name for e in self.files if e.name.endswith(suffix) and e.name.startswith(prefix))
+
+
+_hashed: set[tuple[str, str, int]] = set()  # files whose hash this process has seen to be right
+
+
+def _check_size(label: str, directory: Path, entry: FileEntry) -> None:
+    remedy = f"remove {directory} and run the step again"
+    found = regular_file(directory, entry.name)
+    if isinstance(found, str):
+        if not os.path.lexists(directory):
+            raise ArtifactError(f"{label} is gone from {directory}; run the step that makes it again")
+        raise ArtifactError(f"{label}: {entry.name} {found}; {remedy}")
+    if found.st_size != entry.bytes:
+        raise ArtifactError(
+            f"{label}: {entry.name} is damaged: {found.st_size:,} bytes, expected {entry.bytes:,}; {remedy}"
+        )
+
+
+def _read_whole(label: str, path: Path) -> str:
+    try:
+        return sha256_file(path)
+    except OSError as error:
+        raise ArtifactError(f"{label}: {path} cannot be read: {error.strerror}") from None
+
+
+def load_artifact(path: Path) -> Artifact:
+    """The artifact in a directory, with file sizes checked. ArtifactError where there is none, or it is damaged."""
+    found = read_manifest(path)
+    artifact = Artifact(path, found.request, found.files, found.summary, found.provenance)
+    for entry in artifact.files:
+        _check_size(f"{artifact.kind}/{path.name}", path, entry)
+    return artifact
+
+
+@dataclass(frozen=True)
+class Store:
+    """A directory of artifacts."""
+
+    root: Path
+
+    def path_of(self, request: Request) -> Path:
+        return self.root / request.kind / request.fingerprint[:NAME_CHARS]
+
+    def building_path(self, request: Request) -> Path:
+        """Where it is built: a hidden sibling, kept after a failure so that a restart can go on."""
+        final = self.path_of(request)
+        return final.with_name(f".building-{final.name}")
+
+    def lock_path(self, request: Request) -> Path:
+        final = self.path_of(request)
+        return final.with_name(f".{final.name}.lock")
+
+    def find(self, request: Request) -> Artifact | None:
+        """The answer to this request if it is already there; ArtifactError if it is there and damaged."""
+        path = self.path_of(request)
+        if not has_manifest(path):
+            return None
+        return self.at(request.kind, path.name)
+
+    def at(self, kind: str, name: str) -> Artifact:
+        """The artifact `kind/name` of this store. ArtifactError if what lies there is another one, or a link."""
+        path = self.root / kind / name
+        for place in (path.parent, path):
+            if is_link(place):
+                raise ArtifactError(f"{place} is a link; what a store holds is in it (link the whole store instead)")
+        artifact = load_artifact(path)
+        if (artifact.kind, artifact.fingerprint[:NAME_CHARS]) != (kind, name):
+            is_one = f"{artifact.kind}/{artifact.fingerprint[:NAME_CHARS]}"
+            raise ArtifactError(f"{path} holds {is_one}; it was moved or renamed: put it back in its place")
+        return artifact
+
+    def produce(
+        self,
+        request: Request,
+        build: Callable[[Path], dict[str, Any]],
+        *,
+        wait: bool = False,
+        needed: int = 0,
+        seal: Callable[[], dict[str, Any]] = dict,
+    ) -> tuple[Artifact, bool]:
+        """Return (artifact, reused): the one that is there, or the one that `build(directory)` makes.
+
+        `build` fills the directory and returns the summary figures. What it leaves in the directory's `.work` is
+        scratch: it survives a failure and is dropped on publication. `seal` is asked after it for what provenance is to
+        hold besides. One process builds a request at a time; another
+        gets LockHeldError, or waits if `wait`. StorageError if the disk has not `needed` bytes free, less what an
+        earlier attempt left, or cannot be written to; nothing is published then.
+        """
+        if (found := self._reused(request)) is not None:
+            return found, True
+        building, what = self.building_path(request), f"{request.kind} {request.fingerprint[:NAME_CHARS]}"
+        labels = [f"{request.kind}/{building.name}", *(ref.label for ref in request.inputs)]
+        with storage_errors(what, self.root, needed):
+            require(0, self.root, what)
+            building.parent.mkdir(parents=True, exist_ok=True)
+            with using(self.root, labels), exclusive(self.lock_path(request), what, wait=wait) as hold:
+                if (found := self._reused(request)) is not None:
+                    return found, True
+                require(needed - used_bytes(building), self.root, what)
+                (building / SCRATCH).mkdir(parents=True, exist_ok=True)
+                write_atomic(building / SCRATCH / REQUEST_FILE, json.dumps(asdict(request)))
+                started = provenance(self.root)
+                summary = build(building)
+                return self._publish(request, building, summary, {**started, **seal()}, hold.check), False
+
+    def _reused(self, request: Request) -> Artifact | None:
+        """The answer that is there, marked as used now: what is in use is not swept away as old."""
+        with no_collection(self.root):
+            found = self.find(request)
+            if found is not None:
+                with suppress(OSError):  # a store that is read-only
+                    os.utime(found.path)
+            return found
+
+    def _publish(
+        self,
+        request: Request,
+        building: Path,
+        summary: dict[str, Any],
+        started: dict[str, Any],
+        guard: Callable[[], None],
+    ) -> Artifact:
+        guard()
+        paths = sorted(p for p in building.rglob("*") if p.is_file() and not _is_scratch(p.relative_to(building)))
+        if not paths:
+            raise ArtifactError(f"{request.kind}: the step made no file")
+        files = tuple(FileEntry(p.relative_to(building).as_posix(), p.lstat().st_size, sha256_file(p)) for p in paths)
+        for path in (*paths, *{folder for p in paths for folder in p.parents if building in folder.parents}):
+            fsync_path(path)
+        final = self.path_of(request)
+        artifact = Artifact(final, request, files, summary, {**started, "finished": now()})
+        write_atomic(building / MANIFEST, _manifest_text(artifact, building))
+        guard()  # again: hashing took its time
+        if final.exists():  # without a manifest, or `find` would have returned it
+            aside = final.with_name(f".without-manifest-{final.name}-{time.time_ns()}")
+            os.replace(final, aside)
+            log.warning("%s had no manifest; set aside as %s", artifact.label, aside)
+        os.replace(building, final)
+        fsync_path(final.parent)
+        fsync_path(self.root)  # the first of its kind
+        shutil.rmtree(final / SCRATCH, ignore_errors=True)
+        return artifact
+
+    def directories(self, kind: str = "", start: str = "") -> list[Path]:
+        """Where artifacts lie, by kind and name; of one kind, and with names that begin so, if given.
+
+        What is being built, set aside or thrown away is hidden. One that is closed to us is listed: whoever reads it
+        is told so. ArtifactError if the store, or a kind, cannot be listed.
+        """
+        return [path for path in self.entries(kind, start) if has_manifest(path)]
+
+    def entries(self, kind: str = "", start: str = "") -> list[Path]:
+        """All that lies where artifacts lie, whole or not. Arguments and errors as in `directories`."""
+        kinds = [self.root / kind] if kind else _shown(self.root)
+        return sorted(path for folder in kinds for path in _shown(folder) if path.name.startswith(start))
+
+    def artifacts(self) -> Iterator[Artifact]:
+        """All artifacts, by kind and name; ArtifactError at one that is damaged."""
+        for path in self.directories():
+            yield self.at(path.parent.name, path.name)
+
+    def locate(self, name: str, kind: str = "") -> Path:
+        """Where the artifact lies that a person means, without a look at it; names as in `resolve`."""
+        if _is_artifact(name):
+            return Path(os.path.abspath(name))  # noqa: PTH100 - `..` and `.` get their names, and links keep theirs
+        part = name.removeprefix(f"{kind}/").rsplit("/", 1)
+        kinds, stem = (part[0], part[1]) if len(part) == 2 else (kind or "*", part[0])
+        found = []
+        if re.fullmatch(r"[0-9a-f]{4,64}", stem) and re.fullmatch(r"[a-z-]+|\*", kinds):
+            found = self.directories(kinds.strip("*"), stem[:NAME_CHARS])
+        if len(found) != 1:
+            what = "no artifact" if not found else f"{len(found)} artifacts"
+            raise ArtifactError(f"{what} in {self.root} for {name!r}; give kind/fingerprint or the path of one")
+        return found[0]
+
+    def resolve(self, name: str, kind: str = "") -> Artifact:
+        """The artifact that a person means: a path, `kind/name`, or the first characters of its fingerprint."""
+        path = self.locate(name, kind)
+        is_ours = path.parent.parent.resolve() == self.root.resolve()
+        artifact = self.at(path.parent.name, path.name) if is_ours else load_artifact(path)
+        if kind and artifact.kind != kind:
+            raise ArtifactError(f"{name} is a {artifact.kind}, and a {kind} is needed")
+        return artifact
+
+    def input_of(self, artifact: Artifact, kind: str) -> Artifact:
+        """The input of this kind, found in the same store and checked against the recorded digest."""
+        ref = next((ref for ref in artifact.request.inputs if ref.kind == kind), None)
+        if ref is None:
+            raise ArtifactError(f"{artifact.label} has no input of kind {kind}")
+        found = self.at(ref.kind, ref.fingerprint[:NAME_CHARS])
+        if found.digest != ref.digest:
+            raise ArtifactError(
+                f"{artifact.label} was made from {kind} {ref.digest[:16]}…, but {found.label} now holds "
+                f"{found.digest[:16]}…"
+            )
+        return found
+
+
+def open_store() -> Store:
+    """The store that GPTFLOW_STORE names, or `./store`."""
+    return Store(Path(os.environ.get("GPTFLOW_STORE", "store")))
+
+
+def find_model(store: Store, name: str = "") -> Artifact:
+    """The named checkpoint or weights of the store; without a name the checkpoint that was finished last."""
+    if name:
+        found = store.resolve(name)
+        if found.kind not in ("checkpoint", "weights"):
+            raise ArtifactError(f"{found.label} is no model; give a checkpoint or weights")
+        return found
+    checkpoints = [a for a in store.artifacts() if a.kind == "checkpoint"]
+    if not checkpoints:
+        raise ArtifactError(f"no checkpoint in {store.root}; train one with `gptflow run`, or name a model")
+    return max(checkpoints, key=lambda a: str(a.provenance.get("finished", "")))
+
+
+def has_manifest(directory: Path) -> bool:
+    """Whether a manifest lies there; also where that cannot be told, so that nobody takes what is closed for gone."""
+    try:
+        (directory / MANIFEST).lstat()
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except OSError:
+        return True
+    return True
+
+
+def _is_artifact(name: str) -> bool:
+    """Whether a name is the path of an artifact's directory, be it one that is closed to us."""
+    return os.path.isdir(name) and has_manifest(Path(name))  # noqa: PTH112 - a name may be too long for a path
+
+
+def is_link(path: Path) -> bool:
+    """Whether a link lies there; False too where that cannot be told: whoever opens it meets the reason."""
+    return os.path.islink(path)  # noqa: PTH114 - Path's own raises in a folder that is closed to us
+
+
+def _shown(folder: Path) -> list[Path]:
+    """What is not hidden in a folder; nothing if it is none. ArtifactError if it cannot be listed."""
+    try:
+        with os.scandir(folder) as entries:
+            return [folder / entry.name for entry in entries if not entry.name.startswith(".")]
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    except OSError as error:
+        raise ArtifactError(
+            f"{folder} cannot be listed ({error.strerror}), so nobody can tell what it holds; give this user the right"
+        ) from None
+
+
+def _is_scratch(relative: Path) -> bool:
+    return relative.parts[0] == SCRATCH or relative.name == MANIFEST or relative.name.endswith(".tmp")
+
+
+def _manifest_text(artifact: Artifact, building: Path) -> str:
+    """The manifest, read back by the rules that readers hold it to; ArtifactError if they would refuse it."""
+    text = Manifest(artifact.request, artifact.files, artifact.summary, artifact.provenance).text()
+    try:
+        check_length(len(text.encode()))
+        parse(text.encode())
+        for entry in artifact.files:
+            if isinstance(wrong := regular_file(building, entry.name), str):
+                raise ValueError(f"{entry.name} {wrong}")
+    except ValueError as error:
+        raise ArtifactError(f"{artifact.label} cannot be published, since no reader would take it: {error}") from None
+    return text

@@ -1,0 +1,286 @@
+"""Downloads that arrive whole or not at all; what is pinned by sha256 arrives as promised.
+
+What was received before a cut is kept beside the target and asked for no more. Every address on the way, each redirect
+too, must be http(s), and public unless private ones are allowed. The name is looked up for that check and again by the
+connection, so a name server that changes its answer in between is not caught; the sha256 is.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import ipaddress
+import logging
+import os
+import socket
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from pathlib import Path
+from urllib.parse import urljoin, urlsplit, urlunsplit
+
+import httpx
+
+from gptmodel.errors import DataError, NetworkError
+from gptmodel.store.artifacts import fsync_path, sha256_file
+from gptmodel.store.locks import exclusive
+from gptmodel.store.space import explained, require
+
+log = logging.getLogger(__name__)
+Progress = Callable[[int, int, str], None]
+_REDIRECTS = 5
+_RESUMES = 3
+_IPV4_AT_THE_END = [ipaddress.IPv6Network(n) for n in ("::ffff:0:0/96", "::/96", "64:ff9b::/96")]
+_LOCAL_NAT64 = ipaddress.IPv6Network("64:ff9b:1::/48")  # RFC 8215: a private network's own translator
+_WAIT_AND_SEE = (408, 425, 429, 500, 502, 503, 504)
+
+
+def download(
+    url: str,
+    target: Path,
+    *,
+    sha256: str = "",
+    timeout: float = 60.0,
+    allow_private: bool = False,
+    progress: Progress | None = None,
+) -> Path:
+    """The file at `target`, fetched if it is not there; its bytes have this sha256.
+
+    Without a sha256 the server's own framing must say that all of it came, and the caller has to check what it is.
+
+    NetworkError for what time may heal (with the server's Retry-After), DataError for what it will not: a missing
+    file, other bytes than promised (they are deleted), an address that is not allowed. `timeout` is seconds without a
+    byte. Of several processes that want the same target one fetches and the others wait.
+    """
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with exclusive(target.with_name(f".{target.name}.lock"), f"download of {target.name}", wait=True):
+        if target.exists():
+            if not sha256 or sha256_file(target) == sha256:
+                return target
+            log.warning("%s is not what it was; fetching it again", target.name)
+            target.unlink()
+        part = target.with_name(f".{target.name}.part")
+        old = part.exists()
+        whole = _fetch_all(url, part, timeout, allow_private, progress)
+        if old and sha256 and sha256_file(part) != sha256:
+            log.info("%s: what an earlier attempt left does not fit; fetching all of it", shown(url))
+            part.unlink()
+            whole = _fetch_all(url, part, timeout, allow_private, progress)
+        if not sha256 and not whole:
+            part.unlink()
+            raise NetworkError(f"{shown(url)}: the server gave no length, so it may have been cut short; deleted")
+        if sha256 and (found := sha256_file(part)) != sha256:
+            part.unlink()
+            message = f"{shown(url)} has sha256 {found}, expected {sha256}; refused and deleted"
+            if not whole:
+                raise NetworkError(f"{message}. The server gave no length, so it may have been cut short")
+            raise DataError(f"{message}. Check the address and the expected sha256")
+        fsync_path(part)
+        os.replace(part, target)
+        fsync_path(target.parent)
+        return target
+
+
+def download_if_changed(
+    url: str,
+    target: Path,
+    validators: dict[str, str],
+    *,
+    timeout: float,
+    allow_private: bool,
+    progress: Progress | None = None,
+) -> dict[str, str] | None:
+    """Fetch all of it into `target`; what the server says of this version (etag, last_modified) as far as it does.
+
+    None, and nothing fetched, if the server says that it still has the version of `validators`. Errors as above; a body
+    without a length may have been cut short, and is refused.
+    """
+    headers = {"Accept-Encoding": "identity"}
+    if "etag" in validators:
+        headers["If-None-Match"] = validators["etag"]
+    elif "last_modified" in validators:
+        headers["If-Modified-Since"] = validators["last_modified"]
+    with _open(url, headers, timeout, allow_private) as response:
+        if response.status_code == 304:
+            return None
+        length = response.headers.get("Content-Length", "")
+        total = int(length) if length.isdigit() else 0
+        require(total, target.parent, f"the download of {shown(url)}")
+        have = _receive(response, target, 0, total, shown(url), progress)
+        if not length and "chunked" not in response.headers.get("Transfer-Encoding", ""):
+            raise NetworkError(f"{shown(url)}: the server gave no length, so it may have been cut short")
+        if total and have != total:
+            raise NetworkError(f"{shown(url)}: {have:,} of {total:,} bytes came")
+        said = {"etag": response.headers.get("ETag", ""), "last_modified": response.headers.get("Last-Modified", "")}
+    return {name: value for name, value in said.items() if value}
+
+
+def shown(url: str) -> str:
+    """The URL for people and manifests: without a user, a password or a query, which may hold a token."""
+    try:
+        parts = urlsplit(url)
+        return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
+    except ValueError:
+        return url
+
+
+def _fetch_all(url: str, part: Path, timeout: float, allow_private: bool, progress: Progress | None) -> bool:
+    """Fetch into `part`, going on after a cut. True if the server's own framing says that it is whole."""
+    for attempt in range(_RESUMES + 1):
+        before = _size(part)
+        try:
+            return _fetch(url, part, timeout, allow_private, progress)
+        except NetworkError as error:
+            # Going on at once pays only where bytes arrive; a server that refuses is left to the caller's patience.
+            if attempt == _RESUMES or error.retry_after is not None or _size(part) <= before:
+                raise
+            log.info("%s; going on at byte %d", error, _size(part))
+    raise AssertionError("unreachable")
+
+
+def _size(path: Path) -> int:
+    return path.stat().st_size if path.exists() else 0
+
+
+def _fetch(url: str, part: Path, timeout: float, allow_private: bool, progress: Progress | None) -> bool:
+    have = _size(part)
+    headers = {"Accept-Encoding": "identity", **({"Range": f"bytes={have}-"} if have else {})}
+    with _open(url, headers, timeout, allow_private) as response:
+        if response.status_code == 416 and have:  # nothing after what we have
+            return _is_all(response, part, have, shown(url))
+        if response.status_code == 206 and have:
+            if not response.headers.get("Content-Range", "").startswith(f"bytes {have}-"):
+                part.unlink()
+                raise DataError(f"{shown(url)}: the server sent another part of the file than was asked for")
+        else:
+            have = 0
+        length = response.headers.get("Content-Length", "")
+        total = have + int(length) if length.isdigit() else 0
+        framed = bool(length) or "chunked" in response.headers.get("Transfer-Encoding", "")
+        require(total - have, part.parent, f"the download of {shown(url)}")
+        have = _receive(response, part, have, total, shown(url), progress)
+    if total and have != total:
+        raise NetworkError(f"{shown(url)}: {have:,} of {total:,} bytes came")
+    return framed
+
+
+def _is_all(response: httpx.Response, part: Path, have: int, name: str) -> bool:
+    """Whether the server says that the file is as long as what we have; what is longer is of another version."""
+    length: str = response.headers.get("Content-Range", "").removeprefix("bytes */")
+    if length.isdigit() and int(length) != have:
+        part.unlink()
+        raise NetworkError(f"{name}: what came earlier is not of this file ({have:,} bytes of {length}); deleted")
+    return length.isdigit()
+
+
+def _receive(response: httpx.Response, part: Path, have: int, total: int, name: str, progress: Progress | None) -> int:
+    """Append the body to the `have` bytes of `part`; how many bytes it holds then."""
+    try:
+        with part.open("ab" if have else "wb") as file:
+            for chunk in response.iter_raw():
+                file.write(chunk)
+                have += len(chunk)
+                if progress:
+                    progress(have, total, "bytes")
+    except httpx.HTTPError as error:
+        raise NetworkError(f"{name}: cut off after {have:,} bytes ({type(error).__name__})") from None
+    except OSError as error:
+        told = explained(error, f"the download of {name}", part.parent, total)
+        raise told or DataError(f"{name}: cannot write {part}: {error.strerror}") from None
+    return have
+
+
+@contextmanager
+def _open(url: str, headers: dict[str, str], timeout: float, allow_private: bool) -> Iterator[httpx.Response]:
+    """The answer behind all redirects, each hop checked."""
+    asked = shown(url)
+    with httpx.Client(timeout=timeout, follow_redirects=False) as client:
+        for hop in range(_REDIRECTS + 1):
+            _check_address(url, asked if hop else "", allow_private)
+            try:
+                with client.stream("GET", url, headers=headers) as response:
+                    if not response.has_redirect_location:
+                        _check_status(response, asked)
+                        yield response
+                        return
+                    url = urljoin(url, response.headers["Location"])
+            except (httpx.InvalidURL, ValueError) as error:
+                raise DataError(f"{asked}: not a URL ({error})") from None
+            except httpx.TransportError as error:
+                raise NetworkError(f"{asked}: no answer ({type(error).__name__}: {error})") from None
+    raise DataError(f"{asked}: more than {_REDIRECTS} redirects; check the address")
+
+
+def _check_status(response: httpx.Response, name: str) -> None:
+    code = response.status_code
+    asked = response.request.headers
+    if code in (200, 206) or (code == 416 and "Range" in asked):
+        return
+    if code == 304 and ("If-None-Match" in asked or "If-Modified-Since" in asked):
+        return
+    message = f"{name}: the server answered {code} {response.reason_phrase}"
+    if code in _WAIT_AND_SEE:
+        raise NetworkError(f"{message}; try again later", retry_after(response.headers.get("Retry-After", "")))
+    raise DataError(f"{message}; check the address")
+
+
+def retry_after(value: str) -> float | None:
+    """Seconds of a Retry-After header, which may be a number or a date; None for anything else."""
+    if value.isdigit():
+        return float(value)
+    try:
+        then = parsedate_to_datetime(value)
+    except ValueError:
+        return None
+    return max(0.0, (then.replace(tzinfo=then.tzinfo or UTC) - datetime.now(UTC)).total_seconds())
+
+
+def _check_address(url: str, came_from: str, allow_private: bool) -> None:
+    where = f"{came_from} redirects to {shown(url)}, which" if came_from else shown(url)
+    try:
+        parts = urlsplit(url)
+        host, port = parts.hostname, parts.port
+    except ValueError as error:
+        raise DataError(f"{where} is not a URL ({error})") from None
+    if parts.scheme not in ("http", "https") or not host:
+        raise DataError(f"{where} is not an http(s) address")
+    if allow_private:
+        return
+    try:
+        found = socket.getaddrinfo(host, port or parts.scheme, proto=socket.IPPROTO_TCP)
+    except UnicodeError:
+        raise DataError(f"{where} has no usable host name ({host})") from None
+    except OSError as error:
+        raise NetworkError(f"{where}: cannot find {host} ({error})") from None
+    if not all(_is_public(str(address[0])) for *_, address in found):
+        raise DataError(
+            f"{where} is a private address; allow it with corpus.source.allow_private_addresses=true "
+            "(import: --allow-private-addresses)"
+        )
+
+
+def _is_public(text: str) -> bool:
+    address = ipaddress.ip_address(text.partition("%")[0])
+    if isinstance(address, ipaddress.IPv6Address):
+        inner = _embedded(address)
+        if inner is not None:
+            return _is_public(str(inner))
+        if address in _LOCAL_NAT64:
+            return False
+    return address.is_global and not address.is_multicast
+
+
+def _embedded(address: ipaddress.IPv6Address) -> ipaddress.IPv4Address | None:
+    """The IPv4 address that a packet to this one ends up at: mapped, compatible, 6to4 or NAT64."""
+    if address.sixtofour is not None:
+        return address.sixtofour
+    if any(address in network for network in _IPV4_AT_THE_END):
+        return ipaddress.IPv4Address(int(address) & 0xFFFFFFFF)
+    return None
+
+
+def content_digest(names_and_hashes: list[tuple[str, str]]) -> str:
+    """Hex sha256 over sorted `sha256 name` lines: what a set of files holds."""
+    return hashlib.sha256(
+        "\n".join(sorted(f"{digest} {name}" for name, digest in names_and_hashes)).encode()
+    ).hexdigest()
