@@ -7,6 +7,7 @@ import logging
 import re
 from collections.abc import Callable
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -20,8 +21,9 @@ from gptmodel.judging.benchmark import RESULTS, asked_name
 from gptmodel.lineage.graph import as_json
 from gptmodel.lineage.walk import Lineage, artifact_of
 from gptmodel.pages.lineage import page as lineage_page
+from gptmodel.pictures.curves import calibration_figure, training_pictures
+from gptmodel.pictures.style import Draw, save_all
 from gptmodel.planning.score import scores
-from gptmodel.plots import calibration_figure, loss_figure, optimizer_figure
 from gptmodel.rating.results import preferences_of
 from gptmodel.store.artifacts import MANIFEST, Artifact, Store
 from gptmodel.training.metrics_log import read_lines
@@ -34,6 +36,7 @@ from tasks.tracking import FINGERPRINT_TAG, client, dataset_input, set_tags
 
 log = logging.getLogger(__name__)
 _RUN_TAG = "gptflow.run"
+PLOTS = "plots"
 _BATCH = 500  # metrics in one call; MLflow takes 1,000
 
 
@@ -54,8 +57,7 @@ def record_model(
         client().log_artifact(run_id, str(artifact.path / MANIFEST), f"lineage/{artifact.kind}-{artifact.path.name}")
     if metrics_file.exists():
         lines = list(read_lines(metrics_file))
-        client().log_figure(run_id, loss_figure(lines), "plots/loss.png")
-        client().log_figure(run_id, optimizer_figure(lines), "plots/optimizer.png")
+        _log_pictures(run_id, training_pictures(lines), PLOTS)
         rows = [{"step": line["step"], **sample} for line in lines for sample in line.get("samples", [])]
         _log_table(run, rows, "samples/training.json")
     if "certificate" in model.summary:
@@ -97,6 +99,13 @@ def _record_lineage(run_id: str, model: Artifact) -> None:
     graph = graph.with_versions(versions_of(store, graph))
     client().log_text(run_id, lineage_page(graph), LINEAGE_PAGE)
     client().log_text(run_id, json.dumps(as_json(graph), indent=2), LINEAGE_JSON)
+
+
+def _log_pictures(run_id: str, pictures: dict[str, Draw], where: str) -> None:
+    """Each for light and for dark pages: the same numbers leave the same bytes, so an upload may be repeated."""
+    with TemporaryDirectory() as folder:
+        for path in save_all(pictures, Path(folder)):
+            client().log_artifact(run_id, str(path), where)
 
 
 def _log_table(run: Run, rows: list[dict[str, Any]], where: str) -> None:
@@ -175,7 +184,7 @@ def record_evaluation(run: Run, evaluation: Artifact, shards: Artifact) -> None:
     where = folder_of(evaluation)
     told = json.loads(evaluation.file("evaluation.json").read_text())
     if "calibration" in told:
-        client().log_figure(run_id, calibration_figure(told["calibration"]), f"{where}/calibration.png")
+        _log_pictures(run_id, {"calibration": partial(calibration_figure, told["calibration"])}, where)
     for name in (*evaluation.names(), MANIFEST):
         client().log_artifact(run_id, str(evaluation.path / name), where)
     samples = [json.loads(line) for line in evaluation.file("samples.jsonl").read_text().splitlines()]
