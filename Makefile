@@ -8,7 +8,7 @@ export PYTHON
 BIN := .venv/bin
 PYTEST := $(BIN)/pytest
 
-.PHONY: help setup pipeline up down status test test-unit test-slow test-gpu lint format types package check lock \
+.PHONY: help setup pipeline up down status test test-unit test-slow test-gpu lint format types package licences sbom audit check lock \
 	chaos screenshots clean bench bench-peers bench-step bench-curves bench-text bench-loading bench-around \
 	bench-writing
 
@@ -57,13 +57,27 @@ format: setup ## put style and formatting right
 	@$(BIN)/ruff check --fix .
 	@$(BIN)/ruff format .
 
-types: setup ## strict type checking
+types: setup ## strict type checking, of README's Python too
 	@$(BIN)/mypy
+	@mkdir -p .run
+	@sed -n '/^```python$$/,/^```$$/{/^```/d;p}' README.md >.run/readme.py
+	@$(BIN)/mypy .run/readme.py
 
 package: setup ## build sdist and wheel into dist/, install the wheel elsewhere and try it
 	@.ci/package
 
-check: lint types package test ## all that CI checks
+licences: setup ## the licence of every package of the lock; fails on one that .ci/licences.toml does not admit
+	@$(BIN)/python .ci/licences.py
+
+sbom: setup ## bill of materials of .venv, CycloneDX, into dist/
+	@$(BIN)/python .ci/bill.py
+
+ADVISORIES ?=
+audit: setup ## known vulnerabilities of the locked versions; ADVISORIES=folder or zip of OSV records to ask too
+	@eval "$$($(BIN)/python .ci/pip_settings.py)"; \
+	  $(BIN)/python .ci/audit.py $(if $(ADVISORIES),--advisories "$(ADVISORIES)")
+
+check: lint types licences package test ## all that CI checks
 
 lock: setup ## resolve all dependencies anew
 	@.ci/lock

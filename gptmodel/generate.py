@@ -16,7 +16,9 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, overload
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from gptmodel.config import GPT2_VOCAB_SIZE, DecodingConfig
@@ -32,7 +34,7 @@ Progress = Callable[[int, int, str], None]
 @overload
 def generate(
     model: GPT,
-    ids: Sequence[int],
+    ids: Sequence[int] | NDArray[np.unsignedinteger],
     *,
     decoding: DecodingConfig = ...,
     end_token: int | None = ...,
@@ -51,7 +53,7 @@ def generate(
 ) -> list[int] | list[list[int]]: ...
 def generate(
     model: GPT,
-    ids: Sequence[int] | Sequence[Sequence[int]] | Tensor,
+    ids: Sequence[int] | Sequence[Sequence[int]] | Tensor | NDArray[np.unsignedinteger],
     *,
     decoding: DecodingConfig = DecodingConfig(),  # noqa: B008 - frozen
     end_token: int | None = GPT2_END_TOKEN,
@@ -60,8 +62,8 @@ def generate(
 ) -> list[int] | list[list[int]]:
     """The new tokens only, without the prompt; an end token that stopped it is the last of them.
 
-    `ids` is one prompt (list of ints or 1-D tensor: a list of ids comes back) or a batch of them (list of lists or
-    2-D tensor: a list of lists). An empty prompt starts from `end_token`. `row` is the number of the first row's
+    `ids` is one prompt (list of ints, 1-D array or tensor: a list of ids comes back) or a batch of them (list of lists
+    or 2-D tensor: a list of lists). An empty prompt starts from `end_token`. `row` is the number of the first row's
     generator, so that a single run can repeat row 3 of a batch. DataError for an id outside the vocabulary.
     """
     plain: list[Any] = ids.tolist() if hasattr(ids, "tolist") else list(ids)
