@@ -21,6 +21,7 @@ from flows.card_command import card
 from flows.champion_commands import champions, promote, rollback
 from flows.check_data_command import check_data
 from flows.compare_commands import diff, reproduce
+from flows.config_command import config
 from flows.doctor_command import doctor
 from flows.export_command import export
 from flows.lineage_command import lineage
@@ -28,40 +29,15 @@ from flows.overlap_command import overlap
 from flows.plan_command import plan
 from flows.rate_commands import rate
 from flows.report_command import report
+from flows.settings_options import checked_overrides, settings_options
 from flows.signal_commands import data_arrived
 from flows.store_commands import store, verify
 from flows.surprise_command import surprise
 from flows.trace_command import trace
 from gptmodel.errors import ConfigError, GptflowError
-from gptmodel.presets import PRESETS
 
 if TYPE_CHECKING:
     from gptmodel.store.artifacts import Artifact
-
-Command = Callable[..., Any]
-
-
-def _settings_options(command: Command) -> Command:
-    """--preset, --config, --set, --wait and --json, shared by the commands that run flows."""
-    for option in (
-        click.option("--json", "as_json", is_flag=True, help="Print the result as one JSON object."),
-        click.option("--wait", is_flag=True, help="Wait for another run of the same, instead of refusing."),
-        click.option("--set", "sets", multiple=True, metavar="A.B=VALUE", help="Change one setting; may be repeated."),
-        click.option("--config", "file", type=click.Path(path_type=Path), help="YAML file of settings."),
-        click.option("--preset", default="quickstart", show_default=True, help=f"One of {', '.join(PRESETS)}."),
-    ):
-        command = option(command)
-    return command
-
-
-def _overrides(preset: str, file: Path | None, sets: tuple[str, ...]) -> tuple[str, Any]:
-    """Preset name and overrides that give just these settings. ConfigError before anything starts if one is wrong."""
-    from gptmodel.overrides import PipelineOverrides
-    from gptmodel.settings import load_config, merge_layers
-
-    preset, merged = merge_layers(preset, file, sets)
-    load_config(preset, overrides=merged)
-    return preset, PipelineOverrides.model_validate(merged)
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -74,20 +50,20 @@ def cli() -> None:
 
 
 @cli.command()
-@_settings_options
+@settings_options
 def run(preset: str, file: Path | None, sets: tuple[str, ...], wait: bool, as_json: bool) -> None:
     """The whole pipeline: fetch, tokenize, pretrain, evaluate."""
-    name, overrides = _overrides(preset, file, sets)
+    name, overrides = checked_overrides(preset, file, sets)
     from flows.pipeline import pipeline
 
     _show(_run(pipeline, preset=name, overrides=overrides, wait=wait), as_json)
 
 
 @cli.command()
-@_settings_options
+@settings_options
 def prepare(preset: str, file: Path | None, sets: tuple[str, ...], wait: bool, as_json: bool) -> None:
     """Fetch text and tokenize it into shards."""
-    name, overrides = _overrides(preset, file, sets)
+    name, overrides = checked_overrides(preset, file, sets)
     from flows.prepare_data import prepare_data
 
     _show(_run(prepare_data, preset=name, overrides=overrides, wait=wait), as_json)
@@ -95,10 +71,10 @@ def prepare(preset: str, file: Path | None, sets: tuple[str, ...], wait: bool, a
 
 @cli.command()
 @click.option("--shards", default="", help="Shards of the store; left out, those that the settings ask for.")
-@_settings_options
+@settings_options
 def pretrain(shards: str, preset: str, file: Path | None, sets: tuple[str, ...], wait: bool, as_json: bool) -> None:
     """Train a model on shards, or go on with a training that was stopped."""
-    name, overrides = _overrides(preset, file, sets)
+    name, overrides = checked_overrides(preset, file, sets)
     from flows.pretrain import pretrain as flow
 
     _show(_run(flow, preset=name, shards=shards, overrides=overrides, wait=wait), as_json)
@@ -108,7 +84,7 @@ def pretrain(shards: str, preset: str, file: Path | None, sets: tuple[str, ...],
 @click.option("--model", default="", help="Checkpoint or weights of the store; left out, the newest checkpoint.")
 @click.option("--shards", default="", help="Shards of the store; left out, those that the settings ask for.")
 @click.option("--against", default="", metavar="MODEL", help="Another model, to compare with by a paired bootstrap.")
-@_settings_options
+@settings_options
 def evaluate(
     model: str,
     shards: str,
@@ -120,7 +96,7 @@ def evaluate(
     as_json: bool,
 ) -> None:
     """Score a model on shards, and let it write samples; or compare it with another on the same documents."""
-    name, overrides = _overrides(preset, file, sets)
+    name, overrides = checked_overrides(preset, file, sets)
     from flows.evaluate import evaluate as flow
 
     asked = {"model": model, "shards": shards, "against": against}
@@ -188,6 +164,7 @@ def generate(prompt: tuple[str, ...], model: str, samples: int, as_json: bool, *
 cli.add_command(benchmark)
 cli.add_command(check_data)
 cli.add_command(champions)
+cli.add_command(config)
 cli.add_command(data_arrived)
 cli.add_command(diff)
 cli.add_command(doctor)

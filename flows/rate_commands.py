@@ -50,7 +50,8 @@ def start(
     from gptmodel.settings import merge_layers, parse_config
 
     named = {name: options[name] for name in ("prompts", "from_validation", "checks", "seed")}
-    given = merge_layers("", sets=sets)[1] | {name: value for name, value in named.items() if value not in (None, ())}
+    _, given = merge_layers("", sets=sets, cls=RoundConfig)
+    given |= {name: value for name, value in named.items() if value not in (None, ())}
     settings = parse_config(given, RoundConfig)
     from flows.human_eval import human_eval
     from tasks.console import quiet_prefect, start_server_apart
@@ -129,7 +130,7 @@ def export(name: str, rater: str, target: Path, only_pairs: bool) -> None:
         write_atomic(guide, words)
         write_atomic(target, sheet)
     except OSError as error:
-        raise DataError(f"{target} cannot be written: {error.strerror}") from None
+        raise DataError(f"{target} cannot be written: {error.strerror}; name another place with --to") from None
     what = "pairs" if only_pairs else "texts"
     click.echo(f"{target}: the {what} for rater-{number}; {guide} says what to do. Back with `gptflow rate import`")
 

@@ -12,8 +12,8 @@ from gptmodel.errors import ConfigError
 ConfigT = TypeVar("ConfigT")
 _made: dict[type[Any], TypeAdapter[Any]] = {}
 
-STRICT: Any = {"extra": "forbid", "use_attribute_docstrings": True}
-"""For pydantic: unknown keys are refused, and docstrings of fields describe them in forms."""
+STRICT: Any = {"extra": "forbid", "use_attribute_docstrings": True, "allow_inf_nan": False}
+"""For pydantic: unknown keys, infinity and NaN are refused, and docstrings of fields describe them in forms."""
 
 
 def adapter(cls: type[ConfigT]) -> TypeAdapter[ConfigT]:

@@ -19,7 +19,7 @@ from gptmodel.config import PipelineConfig
 @cache
 def partial(cls: type[Any]) -> type[BaseModel]:
     """A model with the fields of a config class, at every depth, each of them optional; unknown keys are refused."""
-    hints, described = get_type_hints(cls), adapter(cls).json_schema()["properties"]
+    hints, described = get_type_hints(cls, include_extras=True), adapter(cls).json_schema()["properties"]
     made: dict[str, Any] = {}
     for field in fields(cls):
         hint = hints[field.name]

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import BeforeValidator
 
 from gptmodel.checked import STRICT, check
 
-Act = Literal["off", "warn", "fail"]
+# YAML 1.1, which prefect.yaml is, reads an unquoted off as False.
+Act = Annotated[Literal["off", "warn", "fail"], BeforeValidator(lambda found: "off" if found is False else found)]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -85,7 +85,9 @@ def named_store(path: Path, store: Store, artifact: Artifact, how: Mapping[str, 
         path.mkdir(parents=True, exist_ok=True)
         write_atomic(mark, json.dumps(told))
     except OSError as error:
-        raise StorageError(f"cannot write to {path}: {(error.strerror or str(error)).lower()}") from None
+        raise StorageError(
+            f"cannot write to {path}: {(error.strerror or str(error)).lower()}; name another place with --store"
+        ) from None
     with exclusive(path / _LOCK, f"the reproduction in {path}"):
         yield Store(path)
 

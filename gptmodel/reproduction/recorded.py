@@ -25,6 +25,8 @@ from gptmodel.config import (
     recipe,
     with_later,
 )
+from gptmodel.config.known import Named
+from gptmodel.config.listing import flat
 from gptmodel.errors import ArtifactError, ConfigError
 from gptmodel.lineage.differences import Curve, curve_of
 from gptmodel.pretraining.step import RUNS, run_dir_of
@@ -68,9 +70,13 @@ def read_job(run_dir: Path) -> dict[str, Any]:
     except FileNotFoundError:
         return {}
     except (OSError, ValueError) as error:
-        raise ArtifactError(f"{path} cannot be read ({error}); what is in it cannot be made again") from None
+        raise ArtifactError(
+            f"{path} cannot be read ({error}); put it back from a backup: without it nobody knows what to repeat"
+        ) from None
     if not isinstance(found, dict) or not isinstance(found.get("config"), dict):
-        raise ArtifactError(f"{path} is no job of a training run; what is in it cannot be made again")
+        raise ArtifactError(
+            f"{path} is no job of a training run; put it back from a backup: without it nobody knows what to repeat"
+        )
     return found
 
 
@@ -135,6 +141,28 @@ def recorded_settings(artifact: Artifact) -> dict[str, Any]:
     config = artifact.request.config
     named = config if artifact.kind == "checkpoint" else {artifact.kind: config}
     return {name: with_later(part, _CLASSES[name]) if name in _CLASSES else part for name, part in named.items()}
+
+
+def of_artifact(store: Store, artifact: Artifact) -> Named:
+    """What the store recorded: all settings for a model whose run is still there, else those that decided its bytes."""
+    if artifact.kind == "checkpoint" and read_job(run_dir_of(store, artifact.fingerprint)):
+        values = flat(training_config(store, artifact))
+    elif artifact.kind == "evaluation":
+        groups = recorded_settings(artifact)
+        whole = flat({"evaluate": parse_config(groups["evaluation"], EvaluateConfig)})
+        values = {path: value for path, value in whole.items() if path[1] in groups["evaluation"]}
+    else:
+        groups, at_top = recorded_settings(artifact), {path[0] for path in flat(PipelineConfig())}
+        values = {path: value for path, value in flat(groups).items() if path[0] in at_top}
+    if not values:
+        raise ArtifactError(f"{artifact.label} records no settings of a pipeline; name a model, corpus or evaluation")
+    return Named(artifact.label, values, dict.fromkeys(values, artifact.label))
+
+
+def of_run(run_dir: Path, name: str) -> Named:
+    """The settings of a training that has published nothing yet."""
+    values = flat(parse_config(read_job(run_dir)["config"], PipelineConfig))
+    return Named(name, values, dict.fromkeys(values, f"run {run_dir.name}"))
 
 
 def shards_config(shards: Artifact) -> ShardsConfig:

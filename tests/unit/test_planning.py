@@ -175,7 +175,7 @@ def test_what_a_plan_reckons_for_other_hardware() -> None:
     [
         (("quickstrt",), "nothing to plan is called 'quickstrt'"),
         (("none.yaml",), "cannot read config file none.yaml"),
-        (("quickstart", "--set", "train.max_step=3"), "did you mean max_steps?"),
+        (("quickstart", "--set", "train.max_step=3"), "did you mean train.max_steps?"),
         (("quickstart", "--on", "h300"), "no hardware 'h300' in the table; there are a100, h100, h200"),
         (("quickstart", "--grid", "mars"), "no grid 'mars'"),
         (("quickstart", "--grid", "nan"), "grid is nan"),

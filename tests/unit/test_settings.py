@@ -56,7 +56,7 @@ def test_all_problems_are_told_at_once_with_the_nearest_name() -> None:
     with pytest.raises(ConfigError) as told:
         load_config(sets=["train.max_stepz=3", "model.n_head=5", "model.dropout=2", "trian.x=1"])
     text = "\n".join(told.value.problems)
-    assert "unknown setting train.max_stepz (did you mean max_steps?)" in text
+    assert "unknown setting train.max_stepz (did you mean train.max_steps?)" in text
     assert "unknown setting trian (did you mean train?)" in text
     assert "n_embd 192 is not divisible by n_head 5" in text
     assert "dropout is 2.0" in text
@@ -86,7 +86,7 @@ def test_wrong_files(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="not valid YAML"):
         load_config(file=broken)
     broken.write_text("just words")
-    with pytest.raises(ConfigError, match="holds str, not settings"):
+    with pytest.raises(ConfigError, match="holds one value, not settings"):
         load_config(file=broken)
     with pytest.raises(ConfigError, match="did you mean quickstart"):
         load_config("quikstart")

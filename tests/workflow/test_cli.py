@@ -34,7 +34,7 @@ def gptflow(folder: Path, *words: str, text: str = "", api: str = "") -> subproc
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["run", "--set", "train.max_stepz=3"], "unknown setting train.max_stepz (did you mean max_steps?)"),
+        (["run", "--set", "train.max_stepz=3"], "unknown setting train.max_stepz (did you mean train.max_steps?)"),
         (["run", "--preset", "quikstart"], "no preset 'quikstart' (did you mean quickstart?)"),
         (["run", "--config", "none.yaml"], "cannot read config file none.yaml"),
         (["run", "--set", "model.n_head=5"], "n_embd 192 is not divisible by n_head 5"),

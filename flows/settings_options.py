@@ -1,0 +1,40 @@
+"""--preset, --config and --set, as all commands take them, and what they come to."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+
+from gptmodel.presets import PRESETS
+
+Command = Callable[..., Any]
+
+
+def layer_options(command: Command) -> Command:
+    """--preset, --config and --set: where settings come from."""
+    for option in (
+        click.option("--set", "sets", multiple=True, metavar="A.B=VALUE", help="Change one setting; may be repeated."),
+        click.option("--config", "file", type=click.Path(path_type=Path), help="YAML file of settings."),
+        click.option("--preset", default="quickstart", show_default=True, help=f"One of {', '.join(PRESETS)}."),
+    ):
+        command = option(command)
+    return command
+
+
+def settings_options(command: Command) -> Command:
+    """These with --wait and --json, for the commands that run flows."""
+    command = click.option("--json", "as_json", is_flag=True, help="Print the result as one JSON object.")(command)
+    wait = click.option("--wait", is_flag=True, help="Wait for another run of the same, instead of refusing.")
+    return layer_options(wait(command))
+
+
+def checked_overrides(preset: str, file: Path | None, sets: tuple[str, ...]) -> tuple[str, Any]:
+    """Preset name and overrides that give just these settings. ConfigError before anything starts if one is wrong."""
+    from gptmodel.overrides import PipelineOverrides
+    from gptmodel.settings import settle
+
+    found = settle(preset, file, sets=sets)
+    return found.preset, PipelineOverrides.model_validate(found.changes)

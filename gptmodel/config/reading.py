@@ -1,0 +1,187 @@
+"""Settings as people write them: YAML in which each value knows its line, read by what its setting is.
+
+PyYAML reads YAML 1.1, in which off is False, 1e-3 a text, 010 eight and 2026-01-01 a date. Editors read YAML 1.2, and
+people mean what they see. So words are read as in 1.2, and as text wherever the setting is text: a revision 1234e567
+or a name 007 stays what it is.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, field, is_dataclass
+from pathlib import Path
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+import yaml
+
+from gptmodel.errors import ConfigError
+
+Place = tuple[str, ...]
+"""Names of nested settings from the outside in: ("train", "max_steps")."""
+
+
+@dataclass(frozen=True)
+class Layer:
+    """Settings from one place, nested and unchecked, and where each of them was written."""
+
+    data: dict[str, Any]
+    origins: dict[Place, str] = field(default_factory=dict)
+    """Such as `my.yaml:3` or `--set train.max_steps=9`, for groups and items of lists too."""
+
+
+def read_file(path: Path, cls: type[Any]) -> Layer:
+    """A YAML (or JSON) file of the settings of a class. ConfigError with file and line for what cannot be read."""
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except OSError as error:
+        raise ConfigError(f"cannot read config file {path}: {error.strerror}; is the path right?") from None
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path}: not a text in UTF-8 (byte {error.start}); save it as UTF-8") from None
+    reader = _Reader(text, lambda node: f"{path}:{node.start_mark.line + 1}")
+    try:
+        root = reader.loader.get_single_node()
+        data = reader.read(root, cls, ()) if root is not None else None
+    except yaml.YAMLError as error:
+        raise ConfigError(_not_yaml(path, error)) from None
+    if reader.problems:
+        raise ConfigError(reader.problems)
+    if data is None:
+        raise ConfigError(f"{path} holds no settings; write lines such as `train:`, or leave --config out")
+    if not isinstance(data, dict):
+        kind = "a list" if isinstance(data, list) else "one value"
+        raise ConfigError(f"{path}:1: holds {kind}, not settings; write lines such as `train:`")
+    reader.origins.pop((), None)
+    return Layer(data, reader.origins)
+
+
+def read_set(text: str, cls: type[Any]) -> Layer:
+    """One `a.b=value`. ConfigError if it is not of that form."""
+    key, equals, value = text.partition("=")
+    path = tuple(part.strip() for part in key.split("."))
+    if not equals or not all(path):
+        raise ConfigError(f"--set {text!r} is not of the form a.b=value, such as train.max_steps=100")
+    shown = f"--set {text if len(text) <= 80 else text[:77] + '...'}"
+    hint = hint_of(cls, path)
+    nested: Any = value
+    origins: dict[Place, str] = {}
+    if hint is not str:
+        reader = _Reader(value, lambda _node: shown)
+        try:
+            root = reader.loader.get_single_node()
+            nested = reader.read(root, hint, path) if root is not None else None
+        except yaml.YAMLError:
+            nested = value
+        if reader.problems:
+            raise ConfigError(reader.problems)
+        origins = reader.origins
+    for depth in range(len(path), 0, -1):
+        origins[path[:depth]] = shown
+        nested = {path[depth - 1]: nested}
+    return Layer(nested, origins)
+
+
+def hint_of(cls: Any, path: Place) -> Any:
+    """The type of the setting that a path of names leads to, without annotations; None where there is no such."""
+    for part in path:
+        if isinstance(cls, type) and is_dataclass(cls):
+            cls = get_type_hints(cls).get(part)
+        elif get_origin(cls) is tuple and part.isdigit():
+            cls = get_args(cls)[0]
+        else:
+            return None
+    return cls
+
+
+def _not_yaml(path: Path, error: yaml.YAMLError) -> str:
+    mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None) or str(error)
+    where = f"{path}:{mark.line + 1}:{mark.column + 1}" if mark else str(path)
+    said = " ".join(str(problem).split())
+    advice = "indent with spaces, not tabs" if "'\\t'" in said else "look at brackets, quotes, colons and indentation"
+    return f"{where}: not valid YAML: {said}; {advice}"
+
+
+class _Loader(yaml.SafeLoader):
+    """Reads words as YAML 1.2 does."""
+
+    yaml_implicit_resolvers: dict[str, Any] = {}  # noqa: RUF012 - as in the class that it replaces
+
+
+def _whole_number(loader: _Loader, node: yaml.ScalarNode) -> int:
+    text = loader.construct_scalar(node).replace("_", "")
+    return int(text, 0 if re.match(r"0[xo]", text) else 10)
+
+
+for _tag, _pattern, _first in (
+    ("null", r"~|null|Null|NULL|", ["~", "n", "N", ""]),
+    ("bool", r"true|True|TRUE|false|False|FALSE", list("tTfF")),
+    ("int", r"[-+]?[0-9][0-9_]*|0o[0-7]+|0x[0-9a-fA-F]+", list("-+0123456789")),
+    (
+        "float",
+        r"[-+]?(\.[0-9]+|[0-9][0-9_]*(\.[0-9]*)?)([eE][-+]?[0-9]+)?|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)",
+        list("-+.0123456789"),
+    ),
+    ("merge", "<<", ["<"]),
+):
+    _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(f"^(?:{_pattern})$"), _first)
+_Loader.add_constructor("tag:yaml.org,2002:int", _whole_number)
+
+
+class _Reader:
+    """Turns the nodes of one YAML text into plain data, and notes where each stood and what stands twice."""
+
+    def __init__(self, text: str, where: Callable[[yaml.Node], str]) -> None:
+        self.loader = _Loader(text)
+        self.where = where
+        self.origins: dict[Place, str] = {}
+        self.problems: list[str] = []
+        self._within: set[int] = set()
+        self._flat: set[int] = set()
+
+    def read(self, node: yaml.Node, hint: Any, path: Place) -> Any:
+        self.origins.setdefault(path, self.where(node))
+        if isinstance(node, yaml.ScalarNode):
+            return self._scalar(node, hint, path)
+        if id(node) in self._within:
+            self.problems.append(f"{self.where(node)}: {'.'.join(path)} holds itself; write it out without `*`")
+            return None
+        self._within.add(id(node))
+        try:
+            if isinstance(node, yaml.MappingNode):
+                return self._mapping(node, hint, path)
+            of = get_args(hint)[0] if get_origin(hint) is tuple else None
+            return [self.read(item, of, (*path, str(i))) for i, item in enumerate(node.value)]
+        finally:
+            self._within.discard(id(node))
+
+    def _scalar(self, node: yaml.ScalarNode, hint: Any, path: Place) -> Any:
+        is_text = hint is str or get_origin(hint) is Literal
+        if is_text and node.tag != "tag:yaml.org,2002:null":
+            return node.value
+        try:
+            return self.loader.construct_object(node, deep=True)
+        except ValueError as error:
+            self.problems.append(f"{self.where(node)}: {'.'.join(path)}: {error}")
+            return None
+
+    def _mapping(self, node: yaml.MappingNode, hint: Any, path: Place) -> dict[str, Any]:
+        hints = get_type_hints(hint) if isinstance(hint, type) and is_dataclass(hint) else {}
+        if id(node) not in self._flat:
+            self._flat.add(id(node))
+            self._look_for_twins(node, path)
+            self.loader.flatten_mapping(node)
+        found: dict[str, Any] = {}
+        for key_node, value_node in node.value:
+            key = str(key_node.value)
+            self.origins[(*path, key)] = self.where(key_node)
+            found[key] = self.read(value_node, hints.get(key), (*path, key))
+        return found
+
+    def _look_for_twins(self, node: yaml.MappingNode, path: Place) -> None:
+        first: dict[str, int] = {}
+        for key_node, _ in node.value:
+            key, line = str(key_node.value), key_node.start_mark.line + 1
+            if key in first and key_node.tag != "tag:yaml.org,2002:merge":
+                name = ".".join((*path, key))
+                self.problems.append(f"{self.where(key_node)}: {name} stands twice, in line {first[key]} too; keep one")
+            first.setdefault(key, line)
