@@ -44,7 +44,7 @@ class Contestant:
 
 
 def ours(config: ModelConfig, weights: dict[str, Tensor], _: str) -> Contestant:
-    from gptmodel.training.loop import clip_gradients
+    from gptmodel.training.seen import clip_gradients
 
     torch.set_float32_matmul_precision("medium")  # as gptmodel.device does
     model = GPT(config, seed=0)

@@ -25,7 +25,8 @@ from typing import Any
 
 import numpy as np
 
-from gptmodel.judging.overlap import END, Bytes, all_passages, longest_passages
+from gptmodel.judging.grams import Bytes
+from gptmodel.judging.overlap import END, all_passages, longest_passages
 
 RESULTS = Path(__file__).with_name("results") / "overlap.json"
 BLOCK = 4 << 20  # about as much as a block of 2^20 tokens spells

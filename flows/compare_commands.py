@@ -13,7 +13,7 @@ import click
 
 if TYPE_CHECKING:
     from gptmodel.reproduction.chain import Plan
-    from gptmodel.reproduction.comparing import Side
+    from gptmodel.reproduction.sides import Side
     from gptmodel.reproduction.verdicts import Verdict
     from gptmodel.store.artifacts import Artifact, Store
 
@@ -71,7 +71,7 @@ def reproduce(
 
 def _published(store: Store, name: str) -> Artifact:
     from gptmodel.errors import ArtifactError
-    from gptmodel.reproduction.comparing import unfinished_run
+    from gptmodel.reproduction.sides import unfinished_run
     from tasks.naming import find_artifact
 
     try:
@@ -112,7 +112,7 @@ def _uninterrupted(work: Callable[[], Any], left: str) -> Any:
 
 def _tell_mlflow(plan: Plan, verdict: Verdict) -> None:
     """Tags on the run that this store told MLflow of; nothing is imported where there is none."""
-    from gptmodel.reproduction.comparing import mlflow_run_of
+    from gptmodel.reproduction.sides import mlflow_run_of
 
     artifact = plan.target.recorded
     if artifact is not None and mlflow_run_of(plan.store, artifact.fingerprint):
@@ -154,7 +154,7 @@ def diff(a: str, b: str, exit_code: bool, html: Path | None, as_json: bool) -> N
 
 def _side(store: Store, name: str) -> Side:
     from gptmodel.errors import ArtifactError, TrackingError
-    from gptmodel.reproduction.comparing import side_of, side_of_run, unfinished_run
+    from gptmodel.reproduction.sides import side_of, side_of_run, unfinished_run
     from tasks.naming import find_artifact
 
     try:

@@ -7,7 +7,8 @@ import math
 from typing import Any
 
 from gptmodel.lineage.differences import Change, Curve, Listing
-from gptmodel.reproduction.comparing import Comparison, Side
+from gptmodel.reproduction.comparing import Comparison
+from gptmodel.reproduction.sides import Side
 
 _STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 70rem; padding: 0 1rem; color: #222 }

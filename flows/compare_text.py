@@ -17,7 +17,8 @@ from rich.table import Table
 
 from gptmodel.lineage.differences import Change, DocumentDifferences, Listing, sparklines
 from gptmodel.reproduction.chain import Plan
-from gptmodel.reproduction.comparing import Comparison, Side
+from gptmodel.reproduction.comparing import Comparison
+from gptmodel.reproduction.sides import Side
 from gptmodel.reproduction.verdicts import NodeVerdict, Verdict
 
 LISTED = 10

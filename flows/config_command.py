@@ -173,8 +173,8 @@ def _named(name: str, preset: str = "quickstart", file: Path | None = None, sets
 
 def _recorded(name: str) -> Named:
     from gptmodel.config.known import unknown
-    from gptmodel.reproduction.comparing import unfinished_run
     from gptmodel.reproduction.recorded import of_artifact, of_run
+    from gptmodel.reproduction.sides import unfinished_run
     from gptmodel.store.artifacts import Store, open_store
     from tasks.naming import find_artifact
 

@@ -44,7 +44,8 @@ def verify(name: str, everything: bool, sources: bool, mlflow: str, threads: int
     """
     from gptmodel.errors import ArtifactError, TrackingError
     from gptmodel.store.artifacts import open_store
-    from gptmodel.upkeep.verification import newest_checkpoint, store_around, verify, with_evaluations, without_manifest
+    from gptmodel.upkeep.nodes import newest_checkpoint, store_around, with_evaluations, without_manifest
+    from gptmodel.upkeep.verification import verify
     from tasks.naming import find_place
 
     if name and everything:
@@ -77,7 +78,7 @@ def verify(name: str, everything: bool, sources: bool, mlflow: str, threads: int
 def _ask_mlflow(store: Store, report: Report) -> tuple[str, TrackingError | None]:
     """Add what MLflow holds otherwise; agrees, differs, nothing to compare, or why it was not asked, with the error."""
     from gptmodel.errors import TrackingError
-    from gptmodel.upkeep.verification import read_node
+    from gptmodel.upkeep.nodes import read_node
     from tasks.agreement import compare
 
     nodes = [read_node(store.root / label) for label in report.nodes]

@@ -22,7 +22,8 @@ from gptmodel.pretraining.step import RUNS
 from gptmodel.store.artifacts import MANIFEST, Store
 from gptmodel.store.hashing import hash_files
 from gptmodel.store.manifests import Manifest
-from gptmodel.upkeep.verification import MODELS, Difference, Node
+from gptmodel.upkeep.nodes import MODELS, Node
+from gptmodel.upkeep.verification import Difference
 from tasks.tracking import COMPLETE_TAG, FAILURES, FINGERPRINT_TAG, client
 
 _ABSENT = "nothing"

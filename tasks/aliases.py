@@ -16,7 +16,7 @@ from mlflow.exceptions import MlflowException
 
 from gptmodel.errors import ArtifactError, TrackingError
 from gptmodel.pretraining.step import run_dir_of
-from gptmodel.reproduction.comparing import mlflow_run_of
+from gptmodel.reproduction.sides import mlflow_run_of
 from gptmodel.retraining.ledger import Draft, Entry, Ledger, Named, State
 from gptmodel.store.artifacts import Artifact, Store
 from gptmodel.store.locks import exclusive

@@ -12,8 +12,8 @@ from gptmodel.errors import ArtifactError, TrackingError, first_line
 from gptmodel.pretraining.step import KIND
 from gptmodel.store.artifacts import Store
 from gptmodel.store.manifests import NAME_CHARS
+from gptmodel.upkeep.nodes import MODELS
 from gptmodel.upkeep.pins import BUILDING
-from gptmodel.upkeep.verification import MODELS
 from tasks.agreement import answers, told_run
 from tasks.tracking import COMPLETE_TAG, FAILURES, FINGERPRINT_TAG, client
 

@@ -31,7 +31,7 @@ def show_lineage(artifact: Artifact) -> None:
 
 def _in_mlflow(store: Store, model: Artifact, graph: Graph) -> tuple[str, list[Registered]]:
     """Where to see the model's run, in Markdown, and its registered versions, as far as MLflow says so in time."""
-    from gptmodel.reproduction.comparing import mlflow_run_of  # late: it takes a second to import
+    from gptmodel.reproduction.sides import mlflow_run_of  # late: it takes a second to import
 
     run_id = mlflow_run_of(store, model.fingerprint)
     if not run_id or not is_there():

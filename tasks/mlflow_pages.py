@@ -62,7 +62,7 @@ def versions_of(store: Store, graph: Graph) -> list[Registered]:
 
     Found by the tag that each step gives them, or, where a person registered them in MLflow's pages, by their run.
     """
-    from gptmodel.reproduction.comparing import mlflow_run_of  # late: it takes a second to import
+    from gptmodel.reproduction.sides import mlflow_run_of  # late: it takes a second to import
     from tasks.tracking import FINGERPRINT_TAG, client
 
     models = list(dict.fromkeys(node.fingerprint for node in graph.nodes if node.kind in MODELS))

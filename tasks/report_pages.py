@@ -32,7 +32,7 @@ def show_report_links(evaluation: Artifact) -> None:
 
 def _links(store: Store, model: Artifact, evaluation: Artifact) -> str:
     """In Markdown; what is not linked has its reason."""
-    from gptmodel.reproduction.comparing import mlflow_run_of  # late: it takes a second to import
+    from gptmodel.reproduction.sides import mlflow_run_of  # late: it takes a second to import
 
     run_id = mlflow_run_of(store, model.fingerprint)
     if not run_id or not is_there():

@@ -13,9 +13,9 @@ from prefect.artifacts import create_markdown_artifact
 from gptmodel.errors import ArtifactError
 from gptmodel.lineage.differences import Change
 from gptmodel.reproduction.chain import plan_reproduction
-from gptmodel.reproduction.comparing import mlflow_run_of
 from gptmodel.reproduction.rebuilding import reproduce_apart
 from gptmodel.reproduction.repeating import Wishes
+from gptmodel.reproduction.sides import mlflow_run_of
 from gptmodel.reproduction.verdicts import Verdict
 from gptmodel.store.artifacts import Artifact, Store, find_model, open_store
 from tasks.naming import find_artifact

@@ -11,8 +11,6 @@ Nothing in the files is trusted: each offset, size and shape is checked before i
 from __future__ import annotations
 
 import math
-import struct
-from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -22,13 +20,9 @@ import numpy as np
 import numpy.typing as npt
 
 from gptmodel.errors import CheckpointError
+from gptmodel.formats.sorted_table import MalformedError, masked_crc, rows_of_table, taken, varint
 
-_MAGIC = 0xDB4775248B80FB57
-_FOOTER_BYTES = 48
-_TRAILER_BYTES = 5  # compression, CRC32C
 _LARGEST_INDEX = 16_000_000  # bytes: GPT-2 XL's has 30,000
-_LONGEST_KEY = 1_000
-_LARGEST_BLOCK = 64_000_000
 _DTYPES = {1: "float32", 2: "float64", 3: "int32", 9: "int64", 14: "bfloat16", 19: "float16"}
 _NUMPY = {"float32": "<f4", "float64": "<f8", "int32": "<i4", "int64": "<i8", "float16": "<f2", "bfloat16": "<u2"}
 
@@ -73,7 +67,7 @@ class TensorBundle:
         with path.open("rb") as file:
             file.seek(entry.offset)
             raw = file.read(entry.size)
-        if len(raw) != entry.size or _masked_crc(raw) != entry.crc32c:
+        if len(raw) != entry.size or masked_crc(raw) != entry.crc32c:
             raise CheckpointError(f"{path}: the bytes of {name} are damaged (CRC32C); get the file again")
         values = np.frombuffer(raw, dtype=_NUMPY[entry.dtype])
         if entry.dtype == "bfloat16":  # the upper half of a float32
@@ -97,20 +91,20 @@ def read_index(prefix: Path) -> TensorBundle:
     entries: dict[str, BundleEntry] = {}
     header: dict[int, list[Any]] | None = None
     try:
-        for key, value in _table(_whole(index)):
+        for key, value in rows_of_table(_whole(index)):
             fields = _message(value)
             if header is None:
                 if key:
-                    raise _MalformedError("its first key is not the header's")
+                    raise MalformedError("its first key is not the header's")
                 header = fields
                 continue
             if not (name := key.decode()).isprintable():
-                raise _MalformedError(f"{name[:80]!r} is no name")
+                raise MalformedError(f"{name[:80]!r} is no name")
             entry = _entry(name, fields)
             if entry.name in entries:
-                raise _MalformedError(f"{entry.name} stands twice")
+                raise MalformedError(f"{entry.name} stands twice")
             entries[entry.name] = entry
-    except (_MalformedError, UnicodeDecodeError) as error:
+    except (MalformedError, UnicodeDecodeError) as error:
         raise CheckpointError(f"{index} is no TensorFlow checkpoint index, or is damaged: {error}") from None
     if header is None or not entries:
         raise CheckpointError(f"{index} names no tensor")
@@ -120,10 +114,6 @@ def read_index(prefix: Path) -> TensorBundle:
     if stray := [e for e in entries.values() if not 0 <= e.shard < n_shards]:
         raise CheckpointError(f"{index}: {stray[0].name} is said to lie in data file {stray[0].shard} of {n_shards}")
     return TensorBundle(prefix, entries, n_shards)
-
-
-class _MalformedError(Exception):
-    """What is wrong with an index, in words."""
 
 
 def _index_of(prefix: Path) -> Path:
@@ -164,92 +154,20 @@ def _check_data(bundle: TensorBundle) -> None:
 def _entry(name: str, fields: dict[int, list[Any]]) -> BundleEntry:
     code = _number(fields, 1)
     if code not in _DTYPES:
-        raise _MalformedError(f"{name} has dtype number {code}; read are {', '.join(_DTYPES.values())}")
+        raise MalformedError(f"{name} has dtype number {code}; read are {', '.join(_DTYPES.values())}")
     if 7 in fields:
-        raise _MalformedError(f"{name} is stored in slices, which is not read")
+        raise MalformedError(f"{name} is stored in slices, which is not read")
     shape = tuple(_number(_message(dim), 1) for dim in _message(_bytes(fields, 2)).get(2, []))
     offset, size = _number(fields, 4), _number(fields, 5)
     if any(extent < 0 for extent in shape) or offset < 0 or size < 0 or len(shape) > 16:
-        raise _MalformedError(f"{name}: shape {shape}, offset {offset}, size {size}")
+        raise MalformedError(f"{name}: shape {shape}, offset {offset}, size {size}")
     dtype = _DTYPES[code]
     if math.prod(shape) * np.dtype(_NUMPY[dtype]).itemsize != size:
-        raise _MalformedError(f"{name}: {size:,} bytes are not {dtype} of shape {shape}")
+        raise MalformedError(f"{name}: {size:,} bytes are not {dtype} of shape {shape}")
     crc = fields.get(6, [0])[-1]
     if not isinstance(crc, int):
-        raise _MalformedError(f"{name}: its checksum is no number")
+        raise MalformedError(f"{name}: its checksum is no number")
     return BundleEntry(name, dtype, shape, _number(fields, 3), offset, size, crc)
-
-
-def _table(data: bytes) -> Iterator[tuple[bytes, bytes]]:
-    """(key, value) of every row, keys rising."""
-    if len(data) < _FOOTER_BYTES:
-        raise _MalformedError(f"{len(data)} bytes are less than its footer")
-    footer = data[-_FOOTER_BYTES:]
-    if struct.unpack("<Q", footer[-8:])[0] != _MAGIC:
-        raise _MalformedError("it does not end in the magic number")
-    at = 0
-    for _ in range(2):  # the first two numbers are of a block without use, the next two of the index block
-        offset, at = _varint(footer, at)
-        size, at = _varint(footer, at)
-    last = b""
-    first, past = True, 0
-    for _, handle in _rows(_block(data, offset, size)):
-        offset, at = _varint(handle, 0)
-        size, _ = _varint(handle, at)
-        if offset < past:  # or a small file could have a block read for ever
-            raise _MalformedError("its blocks overlap")
-        past = offset + size + _TRAILER_BYTES
-        for key, value in _rows(_block(data, offset, size)):
-            if not first and key <= last:
-                raise _MalformedError("its keys do not rise")
-            yield key, value
-            last, first = key, False
-
-
-def _block(data: bytes, offset: int, size: int) -> bytes:
-    end = offset + size + _TRAILER_BYTES
-    if size > _LARGEST_BLOCK or end > len(data) - _FOOTER_BYTES:
-        raise _MalformedError(f"a block of {size:,} bytes at {offset:,} lies outside the file")
-    if _masked_crc(data[offset : offset + size + 1]) != struct.unpack("<I", data[end - 4 : end])[0]:
-        raise _MalformedError(f"the checksum of the block at {offset:,} is wrong")
-    compression, raw = data[offset + size], data[offset : offset + size]
-    if compression == 0:
-        return raw
-    if compression == 1:
-        return _unsnapped(raw)
-    raise _MalformedError(f"a block is compressed by method {compression}")
-
-
-def _unsnapped(raw: bytes) -> bytes:
-    import pyarrow as pa
-
-    size, _ = _varint(raw, 0)
-    if size > _LARGEST_BLOCK:
-        raise _MalformedError(f"a block claims {size:,} bytes")
-    try:
-        return bytes(pa.Codec("snappy").decompress(raw, decompressed_size=size))
-    except (pa.ArrowException, OSError) as error:
-        raise _MalformedError(f"a block cannot be unpacked ({error})") from None
-
-
-def _rows(block: bytes) -> Iterator[tuple[bytes, bytes]]:
-    if len(block) < 4:
-        raise _MalformedError("a block has no end")
-    (n_restarts,) = struct.unpack("<I", block[-4:])
-    end = len(block) - 4 - 4 * n_restarts
-    if end < 0:
-        raise _MalformedError(f"a block of {len(block):,} bytes claims {n_restarts:,} restart points")
-    at, key = 0, b""
-    while at < end:
-        shared, at = _varint(block, at)
-        unshared, at = _varint(block, at)
-        length, at = _varint(block, at)
-        if shared > len(key) or shared + unshared > _LONGEST_KEY or at + unshared + length > end:
-            raise _MalformedError("a row goes beyond its block")
-        key = key[:shared] + block[at : at + unshared]
-        at += unshared
-        yield key, block[at : at + length]
-        at += length
 
 
 def _message(raw: bytes) -> dict[int, list[Any]]:
@@ -257,65 +175,33 @@ def _message(raw: bytes) -> dict[int, list[Any]]:
     fields: dict[int, list[Any]] = {}
     at = 0
     while at < len(raw):
-        tag, at = _varint(raw, at)
+        tag, at = varint(raw, at)
         number, kind = tag >> 3, tag & 7
         value: int | bytes
         if kind == 0:
-            value, at = _varint(raw, at)
+            value, at = varint(raw, at)
             value -= (value >> 63) << 64  # a negative number is its two's complement
         elif kind in (1, 5):
             width = 8 if kind == 1 else 4
-            value, at = int.from_bytes(_taken(raw, at, width), "little"), at + width
+            value, at = int.from_bytes(taken(raw, at, width), "little"), at + width
         elif kind == 2:
-            length, at = _varint(raw, at)
-            value, at = _taken(raw, at, length), at + length
+            length, at = varint(raw, at)
+            value, at = taken(raw, at, length), at + length
         else:
-            raise _MalformedError(f"a field of wire type {kind}")
+            raise MalformedError(f"a field of wire type {kind}")
         fields.setdefault(number, []).append(value)
     return fields
-
-
-def _taken(raw: bytes, at: int, length: int) -> bytes:
-    if at + length > len(raw):
-        raise _MalformedError("a field goes beyond its message")
-    return raw[at : at + length]
 
 
 def _number(fields: dict[int, list[Any]], number: int) -> int:
     value = fields.get(number, [0])[-1]
     if not isinstance(value, int):
-        raise _MalformedError(f"field {number} is no number")
+        raise MalformedError(f"field {number} is no number")
     return value
 
 
 def _bytes(fields: dict[int, list[Any]], number: int) -> bytes:
     value = fields.get(number, [b""])[-1]
     if not isinstance(value, bytes):
-        raise _MalformedError(f"field {number} is no message")
+        raise MalformedError(f"field {number} is no message")
     return value
-
-
-def _varint(raw: bytes, at: int) -> tuple[int, int]:
-    """(number, where it ends): seven bits a byte, lowest first, at most 64 bits."""
-    value = 0
-    for shift in range(0, 70, 7):
-        if at >= len(raw):
-            raise _MalformedError("it ends in the middle of a number")
-        byte = raw[at]
-        at += 1
-        value |= (byte & 0x7F) << shift
-        if not byte & 0x80:
-            break
-    else:
-        raise _MalformedError("a number has more than 64 bits")
-    if value >= 1 << 64:
-        raise _MalformedError("a number has more than 64 bits")
-    return value, at
-
-
-def _masked_crc(raw: bytes) -> int:
-    """CRC32C, rotated and shifted as LevelDB stores it, so that checksums of checksums stay good."""
-    import google_crc32c
-
-    crc = int(google_crc32c.value(raw))
-    return ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF

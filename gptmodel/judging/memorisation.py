@@ -14,7 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from gptmodel.judging.overlap import END, Bytes, Passage, longest_passages
+from gptmodel.judging.grams import Bytes
+from gptmodel.judging.overlap import END, Passage, longest_passages
 from gptmodel.tokenizer import gpt2
 from gptmodel.tokens.spelling import Spelling
 from gptmodel.tokens.tokenstream import TokenStream

@@ -18,19 +18,24 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
-import numpy.typing as npt
 
-Bytes = npt.NDArray[np.uint8]
-Places = npt.NDArray[np.int64]
-Words = npt.NDArray[np.uint64]
+from gptmodel.judging.grams import (
+    GRAMS,
+    PADDING,
+    Bytes,
+    Places,
+    Table,
+    Words,
+    common,
+    gram_bound,
+    gram_hashes,
+    runs,
+    words,
+)
+
 END = 0xFF
 _BETWEEN = 0xFE  # texts; no UTF-8 either
-_WORD = 8
-_PADDING = 128 + _WORD  # on both sides, so that the longest gram and a word more may be read anywhere
-_GRAMS = (*range(1, 9), 16, 32, 64, 128)
-_PAIRS = 1 << 20  # compared at a time
 _FIRST_BYTES, _GROWTH = 256, 4
-_ODD, _OTHER = np.uint64(0x9E3779B97F4A7C15), np.uint64(0xC2B2AE3D27D4EB4F)
 
 
 @dataclass(frozen=True)
@@ -79,11 +84,11 @@ class _Texts:
 
     def __init__(self, texts: Sequence[bytes]) -> None:
         gap = bytes([_BETWEEN])
-        padding = gap * _PADDING
+        padding = gap * PADDING
         self.bytes = np.frombuffer(padding + gap.join(texts) + padding, np.uint8)
-        self.words = _words(self.bytes)
+        self.words = words(self.bytes)
         self.lengths: Places = np.array([len(text) for text in texts], np.int64)
-        self.starts: Places = _PADDING + np.cumsum(self.lengths + 1, dtype=np.int64) - self.lengths - 1
+        self.starts: Places = PADDING + np.cumsum(self.lengths + 1, dtype=np.int64) - self.lengths - 1
 
     def grams(self, which: Places, size: int) -> tuple[Words, Places]:
         """(hash, place) of every gram of this size in these texts."""
@@ -93,7 +98,7 @@ class _Texts:
             if self.lengths[i] >= size
         ]
         places = np.concatenate(spans) if spans else np.empty(0, np.int64)
-        return _gram_hashes(self.words, places, size), places
+        return gram_hashes(self.words, places, size), places
 
 
 @dataclass
@@ -107,54 +112,18 @@ class _Buffer:
     words: Words = field(init=False)
 
     def __post_init__(self) -> None:
-        self.words = _words(self.bytes)
+        self.words = words(self.bytes)
 
     @property
     def start(self) -> int:
-        return _PADDING
+        return PADDING
 
     @property
     def stop(self) -> int:
-        return len(self.bytes) - _PADDING
+        return len(self.bytes) - PADDING
 
     def document(self, p: int) -> int:
         return self.documents + int(np.count_nonzero(self.bytes[self.start : p] == END))
-
-
-class _Table:
-    """Which texts hold a gram: a filter that most grams of a corpus do not pass, then the grams themselves, sorted."""
-
-    def __init__(self, hashes: Words, places: Places) -> None:
-        order = np.argsort(hashes, kind="stable")
-        self._places = places[order]
-        self._grams, self._first = np.unique(hashes[order], return_index=True)
-        self._counts = np.diff(self._first, append=len(order))
-        bits = min(22, max(12, len(self._grams).bit_length() + 4))
-        self._shift = np.uint64(64 - bits)
-        self._filter = np.zeros(1 << bits, np.bool_)
-        self._filter[(self._grams * _ODD) >> self._shift] = True
-
-    def pairs(self, hashes: Words) -> Iterator[tuple[Places, Places]]:
-        """(index of the hash, s) of all that are equal, about `_PAIRS` at a time."""
-        if not len(self._grams):
-            return
-        passed = np.flatnonzero(self._filter[(hashes * _ODD) >> self._shift])
-        found = np.searchsorted(self._grams, hashes[passed])
-        found[found == len(self._grams)] = 0
-        equal = self._grams[found] == hashes[passed]
-        at, found = passed[equal], found[equal]
-        totals = np.cumsum(self._counts[found])
-        first = 0
-        while first < len(at):
-            done = int(totals[first - 1]) if first else 0
-            last = max(first + 1, int(np.searchsorted(totals, done + _PAIRS, side="right")))
-            counts = self._counts[found[first:last]]
-            within = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
-            yield (
-                np.repeat(at[first:last], counts),
-                self._places[np.repeat(self._first[found[first:last]], counts) + within],
-            )
-            first = last
 
 
 class _Search:
@@ -163,7 +132,7 @@ class _Search:
     def __init__(self, texts: Sequence[bytes]) -> None:
         self._texts = _Texts(texts)
         self._reach = int(self._texts.lengths.max(initial=0))
-        self._tables: dict[tuple[int, bytes], _Table] = {}
+        self._tables: dict[tuple[int, bytes], Table] = {}
 
     def least(self) -> Places:
         """The shortest passage, in bytes, that would be news for each text; 0 where none would."""
@@ -175,7 +144,7 @@ class _Search:
 
     def run(self, blocks: Iterable[Bytes]) -> None:
         carried, documents = np.empty(0, np.uint8), 0
-        padding = np.full(_PADDING, END, np.uint8)
+        padding = np.full(PADDING, END, np.uint8)
         for block in self._cut(blocks):
             if not self.least().any():
                 return
@@ -196,30 +165,30 @@ class _Search:
 
     def _look(self, buffer: _Buffer) -> None:
         least = self.least()
-        sizes = np.array(_GRAMS)[np.searchsorted(_GRAMS, np.maximum(1, _gram_bound(least)), side="right") - 1]
+        sizes = np.array(GRAMS)[np.searchsorted(GRAMS, np.maximum(1, gram_bound(least)), side="right") - 1]
         for size in np.unique(sizes[least > 0]):
             which = np.flatnonzero((sizes == size) & (least > 0))
             step = int(least[which].min()) - int(size) + 1
-            hashes = _gram_hashes(buffer.words, slice(buffer.start, buffer.stop - int(size) + 1, step), int(size))
+            hashes = gram_hashes(buffer.words, slice(buffer.start, buffer.stop - int(size) + 1, step), int(size))
             for index, s in self._table(which, int(size)).pairs(hashes):
                 self._extend(buffer, buffer.start + index * step, s)
 
-    def _table(self, which: Places, size: int) -> _Table:
+    def _table(self, which: Places, size: int) -> Table:
         key = size, which.tobytes()
         if key not in self._tables:
             self._tables = {k: t for k, t in self._tables.items() if k[0] != size}  # texts only move on
-            self._tables[key] = _Table(*self._texts.grams(which, size))
+            self._tables[key] = Table(*self._texts.grams(which, size))
         return self._tables[key]
 
     def _extend(self, buffer: _Buffer, p: Places, s: Places) -> None:
-        right = _common(buffer.words, self._texts.words, p, s, forward=True)
+        right = common(buffer.words, self._texts.words, p, s, forward=True)
         order = np.lexsort((p, p - s))
         p, s, right = p[order], s[order], right[order]
         # of those on one diagonal, one passage holds all that begin before it ends
         new = np.ones(len(p), np.bool_)
         new[1:] = (np.diff(p - s) != 0) | (p[1:] >= p[:-1] + right[:-1])
         p, s, right = p[new], s[new], right[new]
-        left = _common(buffer.words, self._texts.words, p, s, forward=False)
+        left = common(buffer.words, self._texts.words, p, s, forward=False)
         p, s, lengths = p - left, s - left, left + right
         # what touches the end may go on; what ends before the new bytes was taken with the buffer before
         end = p + lengths
@@ -255,7 +224,7 @@ class _LongestOnly(_Search):
         news = lengths >= self.least()[owners]
         p, s, lengths, owners = p[news], s[news], lengths[news], owners[news]
         order = np.lexsort((s, p, -lengths, owners))
-        for owner, first, stop in _runs(owners[order]):
+        for owner, first, stop in runs(owners[order]):
             for i in order[first:stop]:
                 if not self._note(buffer, owner, int(p[i]), int(s[i]), int(lengths[i])):
                     break
@@ -293,51 +262,5 @@ class _All(_Search):
             if lengths[i] >= self._least[0]:
                 skipped, length = self._trimmed(int(s[i]), int(lengths[i]))
                 if length >= self._least[0]:
-                    key = int(s[i]) + skipped - _PADDING, length
+                    key = int(s[i]) + skipped - PADDING, length
                     self.found.setdefault(key, {})[buffer.document(int(p[i]))] = None
-
-
-def _runs(values: Places) -> Iterator[tuple[int, int, int]]:
-    """(value, first, stop) of each run of equal values."""
-    found, first = np.unique(values, return_index=True)
-    if len(found):
-        yield from zip(found.tolist(), first.tolist(), [*first[1:].tolist(), len(values)], strict=True)
-
-
-def _gram_bound(least: Places) -> Places:
-    """The longest gram to look for: up to 15 bytes a whole word, above that about half, so that steps are as long."""
-    return np.where(least < 2 * _WORD, np.minimum(least, _WORD), (least + 1) // 2)
-
-
-def _words(data: Bytes) -> Words:
-    """The 8 bytes from each place on as one number, over the same memory."""
-    return np.ndarray((len(data) - _WORD + 1,), "<u8", data, strides=(1,))
-
-
-def _gram_hashes(words: Words, at: Places | slice, size: int) -> Words:
-    """A hash of the `size` bytes at each place; up to 8 bytes it is the bytes themselves."""
-    hashes = words[at].astype(np.uint64)
-    if size < _WORD:
-        return hashes & np.uint64((1 << (8 * size)) - 1)
-    for offset in range(_WORD, size, _WORD):
-        beyond = slice(at.start + offset, at.stop + offset, at.step) if isinstance(at, slice) else at + offset
-        hashes = (hashes ^ (hashes >> np.uint64(29))) * _OTHER + words[beyond]
-    return hashes
-
-
-def _common(corpus: Words, texts: Words, p: Places, s: Places, *, forward: bool) -> Places:
-    """How many bytes are equal from p and s on; or before them. The paddings differ, so it ends."""
-    lengths = np.zeros(len(p), np.int64)
-    open_ = np.arange(len(p))
-    step = _WORD if forward else -_WORD
-    p, s = (p, s) if forward else (p - _WORD, s - _WORD)
-    while len(open_):
-        differ = corpus[p] ^ texts[s]
-        if not forward:
-            differ = differ.byteswap()
-        lowest = differ & (~differ + np.uint64(1))
-        equal = np.where(differ == 0, _WORD, np.bitwise_count(lowest - np.uint64(1)) // 8)
-        lengths[open_] += equal
-        go_on = equal == _WORD
-        open_, p, s = open_[go_on], p[go_on] + step, s[go_on] + step
-    return lengths

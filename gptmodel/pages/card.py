@@ -11,6 +11,7 @@ from typing import Any
 import yaml
 
 from gptmodel.markdown_text import code
+from gptmodel.pages import card_making as making
 from gptmodel.pages import card_sections as sections
 from gptmodel.pages.card_facts import Facts
 from gptmodel.pages.card_limits import limits
@@ -45,9 +46,9 @@ def _titled(facts: Facts) -> list[str]:
         "People's ratings": sections.ratings(facts),
         "Samples": sections.samples(facts),
         "Intended use and limits": limits(facts),
-        "Cost": sections.cost(facts),
+        "Cost": making.cost(facts),
         "Lineage": sections.lineage(facts),
-        "Environment": sections.environment(facts),
+        "Environment": making.environment(facts),
     }
     return [f"## {title}\n\n{body}" for title, body in bodies.items() if body]
 
@@ -64,8 +65,8 @@ def description_text(facts: Facts, where: str, room: int = DESCRIPTION_CHARS) ->
         (6, "Training", sections.training(facts)),
         (8, "Curve", sections.curve(facts)),
         (2, "Intended use and limits", limits(facts)),
-        (5, "Cost", sections.cost(facts)),
-        (4, "Check it", f"Content digest {code(facts.model.digest)}\n\n{sections.commands(facts)}"),
+        (5, "Cost", making.cost(facts)),
+        (4, "Check it", f"Content digest {code(facts.model.digest)}\n\n{making.commands(facts)}"),
         (7, "Samples", sections.samples(facts)),
     ]
     parts = [(rank, f"## {title}\n\n{body}") for rank, title, body in wanted if body]

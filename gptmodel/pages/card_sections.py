@@ -5,17 +5,16 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from gptmodel.arithmetic import rule_of_six
 from gptmodel.judging.benchmark import asked_name
-from gptmodel.markdown_text import code, counted, duration, fenced, number, short, spread, table
+from gptmodel.markdown_text import code, counted, fenced, number, short, spread, table
 from gptmodel.pages.card_facts import Facts
+from gptmodel.pages.card_making import NAMED_FILES, commands, label_of
 from gptmodel.store.artifacts import Artifact
 
 _CURVE_ROWS = 10
 _EVALUATIONS = 8
 _BENCHMARK_ROWS = 20
 _SAMPLE_CHARS = 400
-_NAMED_FILES = 5
 
 
 def what_it_is(facts: Facts) -> str:
@@ -68,11 +67,11 @@ def _source(corpus: Artifact) -> str:
         dataset = f"the dataset {code(asked['dataset'])}" if asked["dataset"] else "a dataset in a local folder"
         said = f"Split {code(asked['split'])} of {dataset}{name}{revision}."
     else:
-        named = ", ".join(code(str(name)) for name in paths[:_NAMED_FILES])
-        more = f" and {len(paths) - _NAMED_FILES:,} more" if len(paths) > _NAMED_FILES else ""
+        named = ", ".join(code(str(name)) for name in paths[:NAMED_FILES])
+        more = f" and {len(paths) - NAMED_FILES:,} more" if len(paths) > NAMED_FILES else ""
         said = f"{'Downloads' if kind == 'http' else 'Local files'}: {named}{more}."
         if kind == "http":
-            said += f" From {', '.join(code(str(url)) for url in origin.get('urls', [])[:_NAMED_FILES])}."
+            said += f" From {', '.join(code(str(url)) for url in origin.get('urls', [])[:NAMED_FILES])}."
     first = f" At most {asked['max_documents']:,} documents were taken." if asked.get("max_documents") else ""
     digest = next((ref.digest for ref in corpus.request.inputs if ref.kind == "source"), "")
     return f"{said}{first} Digest of the source: {code(digest)}."
@@ -207,7 +206,7 @@ def _evaluations(facts: Facts) -> str:
     names = ("loss", "perplexity", "bits_per_byte", "unigram_loss", "unigram_perplexity")
     rows = [
         (
-            f"{found.summary['split']} of {code(_label_of(found, 'shards'))}",
+            f"{found.summary['split']} of {code(label_of(found, 'shards'))}",
             f"{found.summary['tokens']:,}",
             *(number(found.summary.get(name)) for name in names),
         )
@@ -253,21 +252,6 @@ def samples(facts: Facts) -> str:
     return "\n\n".join(told)
 
 
-def cost(facts: Facts) -> str:
-    summary, machine = facts.model.summary, facts.model.summary.get("machine", {})
-    if not facts.is_trained or "seconds" not in summary:
-        return ""
-    n_tokens = summary["tokens"]  # to the last step, whichever was published
-    flops = rule_of_six(facts.n_params) * n_tokens
-    return (
-        f"{duration(summary['seconds'])} in training steps, on {code(machine.get('device', '?'))} "
-        f"({code(machine.get('name', '?'))}, {counted(int(machine.get('threads', 1)), 'thread')} a process); "
-        f"{summary['tokens_per_second']:,.0f} tokens a second, and at most {summary['peak_memory_bytes'] / 1e9:.2f} GB "
-        f"of memory for its first process. About {flops:.2e} FLOP, as 6ND with N = {facts.n_params:,} parameters, "
-        f"embeddings too, and D = {n_tokens:,} tokens (Kaplan et al. 2020, arXiv:2001.08361)."
-    )
-
-
 def lineage(facts: Facts) -> str:
     rows = [
         (code(artifact.label), code(artifact.digest), str(artifact.request.recipe_version))
@@ -280,24 +264,3 @@ def lineage(facts: Facts) -> str:
         )
     ]
     return f"{table(('artifact', 'content digest (sha256)', 'recipe'), rows)}\n\n{commands(facts)}"
-
-
-def commands(facts: Facts) -> str:
-    label = facts.model.label
-    words = [f"gptflow lineage {label}", f"gptflow verify {label}"]
-    if facts.is_trained:
-        words += [f"gptflow reproduce {label}", f"gptflow trace {label} --step 1"]
-    return fenced("\n".join(words))
-
-
-def environment(facts: Facts) -> str:
-    made = facts.model.provenance
-    commit = f"{code(made['git_commit'])}" if made.get("git_commit") else "not recorded"
-    dirty = ", with changes that were not committed" if made.get("git_dirty") else ""
-    versions = ", ".join(f"{name} {version}" for name, version in made.get("versions", {}).items())
-    return f"Code: git commit {commit}{dirty}. Python {made.get('python')}, {versions}. {made.get('platform', '')}."
-
-
-def _label_of(artifact: Artifact, kind: str) -> str:
-    ref = next(ref for ref in artifact.request.inputs if ref.kind == kind)
-    return f"{kind}/{ref.fingerprint[:16]}"

@@ -1,17 +1,23 @@
-"""The sections of a report as HTML. One with nothing to say is empty. All text from outside goes through `_text`."""
+"""The sections of a report as HTML. One with nothing to say is empty. All text from outside goes through `text`."""
 
 from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator, Sequence
-from html import escape
-from typing import Any
+from collections.abc import Iterator
 
 from gptmodel.judging.units import counted_units
-from gptmodel.lineage.text import plain
 from gptmodel.markdown_text import counted, number, short
 from gptmodel.pages.line_chart import Line, line_chart
+from gptmodel.pages.report_cells import (
+    FIGURES,
+    html_prose,
+    html_table,
+    safe,
+    written,
+    written_interval,
+    written_plainly,
+)
 from gptmodel.pages.report_facts import ReportFacts, Row
 from gptmodel.rating.results import comments_of, preferences_of
 from gptmodel.store.artifacts import Artifact
@@ -20,21 +26,6 @@ _SOURCES, _DOCUMENTS, _SAMPLES, _COMMENTS = 20, 5, 12, 6
 _LEAST_TOKENS = 64  # of a document that is called best or worst: short ones are so by luck
 _SAMPLE_CHARS = 2_000
 _PERPLEXITIES = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1_000, 2_000, 5_000, 10_000, 20_000, 50_000)
-_SHARES = ("accuracy", "accuracy_at_5", "calibration_error")
-FIGURES = {
-    "loss": ("cross-entropy", "nats per token"),
-    "perplexity": ("perplexity", "tokens that it hesitates between"),
-    "plain_loss": ("cross-entropy in windows that do not overlap", "nats per token"),
-    "plain_perplexity": ("perplexity in windows that do not overlap", "tokens"),
-    "bits_per_byte": ("bits per byte", "comparable across tokenizers"),
-    "bits_per_char": ("bits per character", "comparable across tokenizers"),
-    "accuracy": ("first guess right", "share of tokens"),
-    "accuracy_at_5": ("among its first five guesses", "share of tokens"),
-    "calibration_error": ("calibration error", "how far its sureness is from how often it is right; too high near 0"),
-    "unigram_loss": ("baseline: cross-entropy of guessing by frequency", "nats per token"),
-    "unigram_perplexity": ("baseline: perplexity of guessing by frequency", "tokens"),
-}
-"""What the figures of an evaluation are called, and their units."""
 
 
 def lead(facts: ReportFacts) -> str:
@@ -47,8 +38,8 @@ def lead(facts: ReportFacts) -> str:
     return (
         f"<p>A GPT of {short(n_params)} parameters ({counted(shape['n_layer'], 'layer')}, {shape['n_embd']} wide, "
         f"context {shape['context_length']:,} tokens), {how}. Judged on {facts.evaluation.summary['tokens']:,} tokens "
-        f"of the {_text(facts.split)} split by {_text(facts.evaluation.label)}; the sha256 of the model is "
-        f"<code>{_text(model.digest)}</code>.</p>\n"
+        f"of the {safe(facts.split)} split by {safe(facts.evaluation.label)}; the sha256 of the model is "
+        f"<code>{safe(model.digest)}</code>.</p>\n"
     )
 
 
@@ -59,18 +50,18 @@ def figures(facts: ReportFacts) -> str:
     for name, (title, unit) in FIGURES.items():
         if name not in summary or (name.startswith("plain_") and summary[name] == summary[name[6:]]):
             continue
-        rows.append([title, _figure(name, summary[name]), _interval(name, intervals.get(name)), unit])
+        rows.append([title, written(name, summary[name]), written_interval(name, intervals.get(name)), unit])
     said = ""
     if intervals:
         units = counted_units(drawn.get("units", 0), drawn.get("unit", "document"))
         said = (
             f"<p>Intervals hold the true figure with {drawn.get('confidence', 0.95):.0%} confidence: a bootstrap over "
-            f"{_text(units)}, {drawn.get('resamples', 0):,} times drawn anew.</p>\n"
+            f"{safe(units)}, {drawn.get('resamples', 0):,} times drawn anew.</p>\n"
         )
     else:
         rows = [[title, value, unit] for title, value, _, unit in rows]
     head = ["", "value", *(["interval"] if intervals else []), ""]
-    return _table(head, rows, numeric={1, 2} if intervals else {1}) + said
+    return html_table(head, rows, numeric={1, 2} if intervals else {1}) + said
 
 
 def champion(facts: ReportFacts) -> str:
@@ -79,10 +70,10 @@ def champion(facts: ReportFacts) -> str:
     rows = [
         [
             FIGURES[each.name][0],
-            _figure(each.name, each.challenger),
-            _figure(each.name, each.champion),
-            _figure(each.name, each.difference, "+"),
-            f"{_figure(each.name, each.low, '+')} to {_figure(each.name, each.high, '+')}",
+            written(each.name, each.challenger),
+            written(each.name, each.champion),
+            written(each.name, each.difference, "+"),
+            f"{written(each.name, each.low, '+')} to {written(each.name, each.high, '+')}",
             f"{each.p_better:.1%}",
         ]
         for each in found.differences
@@ -90,11 +81,11 @@ def champion(facts: ReportFacts) -> str:
     ]
     head = ["", "this model", "champion", "difference", "interval", "better in"]
     return (
-        f"<p>{_text(facts.champion_name)} is the champion, and was judged on the same "
-        f"{_text(counted_units(found.units, found.unit))}. They were drawn anew {found.resamples:,} times, the same "
+        f"<p>{safe(facts.champion_name)} is the champion, and was judged on the same "
+        f"{safe(counted_units(found.units, found.unit))}. They were drawn anew {found.resamples:,} times, the same "
         f"ones for both: an interval of the difference ({found.confidence:.0%}) that does not hold 0 says that one is "
         "better on such text; the last column is the share of the draws in which this model is.</p>\n"
-        f"{_table(head, rows, numeric={1, 2, 3, 4, 5})}"
+        f"{html_table(head, rows, numeric={1, 2, 3, 4, 5})}"
     )
 
 
@@ -140,7 +131,7 @@ def sources(facts: ReportFacts) -> str:
             f"{row['documents']:,}",
             f"{row['n_tokens']:,}",
             number(row["loss"]),
-            *([_interval("loss", (row["loss_low"], row["loss_high"]))] if has_intervals else []),
+            *([written_interval("loss", (row["loss_low"], row["loss_high"]))] if has_intervals else []),
             number(row["perplexity"]),
             f"{row['bits_per_byte']:.3f}",
         ]
@@ -149,7 +140,7 @@ def sources(facts: ReportFacts) -> str:
     head = ["source", "documents", "tokens", "loss", *(["interval"] if has_intervals else []), "perplexity"]
     shown = told if len(told) <= _SOURCES else [*told[: _SOURCES // 2], *told[-_SOURCES // 2 :]]
     more = f"<p>The hardest and the easiest of {len(told):,} sources.</p>\n" if len(shown) < len(told) else ""
-    return _table([*head, "bits per byte"], shown, numeric=set(range(1, 7))) + more
+    return html_table([*head, "bits per byte"], shown, numeric=set(range(1, 7))) + more
 
 
 def documents(facts: ReportFacts) -> str:
@@ -167,11 +158,11 @@ def documents(facts: ReportFacts) -> str:
             [_document(row), f"{row['n_tokens']:,}", number(row["loss"]), number(math.exp(min(row["loss"], 700.0)))]
             for row in chosen
         ]
-        parts.append(f"<h3>{title}</h3>\n{_table(head, told, numeric=numeric)}")
+        parts.append(f"<h3>{title}</h3>\n{html_table(head, told, numeric=numeric)}")
     command = f"gptflow trace {facts.model.model.label} --document {rows[0]['document'][:12]}"
     hint = f"<p>Of {len(rows):,} documents with at least {_LEAST_TOKENS} scored tokens.</p>\n"
     is_seen = facts.model.is_trained and facts.split == "train"
-    return "".join(parts) + hint + (f"<p>When it was seen: <code>{_text(command)}</code></p>\n" if is_seen else "")
+    return "".join(parts) + hint + (f"<p>When it was seen: <code>{safe(command)}</code></p>\n" if is_seen else "")
 
 
 def _document(row: Row) -> str:
@@ -195,7 +186,7 @@ def calibration(facts: ReportFacts) -> str:
     return (
         "<p>How probable the model held its first guess, and how often that guess was right: the two are equal where "
         "its sureness can be believed.</p>\n"
-        + _table(["first guess held", "tokens", "mean probability", "right"], rows, numeric={1, 2, 3})
+        + html_table(["first guess held", "tokens", "mean probability", "right"], rows, numeric={1, 2, 3})
     )
 
 
@@ -208,7 +199,7 @@ def samples(facts: ReportFacts) -> str:
         overlap = sample.get("overlap_tokens")
         told = f"; longest passage that stands in the training text: {overlap:,} tokens" if overlap is not None else ""
         parts.append(
-            f'<p class="said">{_text(sample["decoding"])}{told}</p>\n<blockquote>{_sample(sample)}</blockquote>\n'
+            f'<p class="said">{safe(sample["decoding"])}{told}</p>\n<blockquote>{_sample(sample)}</blockquote>\n'
         )
     if len(found) > _SAMPLES:
         parts.append(f"<p>The first {_SAMPLES} of {len(found):,}.</p>\n")
@@ -219,10 +210,10 @@ def _sample(sample: Row) -> str:
     """Prompt in bold, and what stands in the training text underlined."""
     text, seen = sample["text"][:_SAMPLE_CHARS], sample.get("overlap_text") or ""
     at = text.find(seen) if seen else -1
-    shown = _prose(text)
+    shown = html_prose(text)
     if at >= 0:
-        shown = f"{_prose(text[:at])}<mark>{_prose(seen)}</mark>{_prose(text[at + len(seen) :])}"
-    return f"<b>{_prose(sample['prompt'])}</b>{shown}{'…' if len(sample['text']) > _SAMPLE_CHARS else ''}"
+        shown = f"{html_prose(text[:at])}<mark>{html_prose(seen)}</mark>{html_prose(text[at + len(seen) :])}"
+    return f"<b>{html_prose(sample['prompt'])}</b>{shown}{'…' if len(sample['text']) > _SAMPLE_CHARS else ''}"
 
 
 def _repetition(summary: Row) -> str:
@@ -239,13 +230,13 @@ def _repetition(summary: Row) -> str:
         "overlap_tokens_max": "longest passage of training text (tokens)",
     }
     rows = [
-        [title, _plain_figure(summary[name]), _plain_figure(summary.get(f"unseen_{name}"))]
+        [title, written_plainly(summary[name]), written_plainly(summary.get(f"unseen_{name}"))]
         for name, title in names.items()
         if summary.get(name) is not None
     ]
     has_unseen = any(row[2] != "–" for row in rows)
     head = ["", "samples", *(["validation text"] if has_unseen else [])]
-    return _table(head, rows if has_unseen else [row[:2] for row in rows], numeric={1, 2}) if rows else ""
+    return html_table(head, rows if has_unseen else [row[:2] for row in rows], numeric={1, 2}) if rows else ""
 
 
 def ratings(facts: ReportFacts) -> str:
@@ -276,7 +267,7 @@ def ratings(facts: ReportFacts) -> str:
         "intervals are of 95 %. Agreement is Krippendorff's alpha: 1 is full agreement, 0 is chance.</p>\n"
     )
     head = ["criterion", "mean", "interval", "ratings", "agreement"]
-    table = told + _table(head, rows, numeric={1, 2, 3, 4})
+    table = told + html_table(head, rows, numeric={1, 2, 3, 4})
     return table + "".join(_preferences(facts, summary)) + _comments(facts.ratings, facts.model.model.label)
 
 
@@ -287,7 +278,7 @@ def _preferences(facts: ReportFacts, summary: Row) -> Iterator[str]:
         if label in (pair["a"], pair["b"]):
             p = "" if pair["p_value"] is None else f" (sign test: p = {pair['p_value']:.3f})"
             yield (
-                f"<p>{_text(pair['a'])} was preferred after {pair['a_wins']:,} prompts, {_text(pair['b'])} after "
+                f"<p>{safe(pair['a'])} was preferred after {pair['a_wins']:,} prompts, {safe(pair['b'])} after "
                 f"{pair['b_wins']:,}, neither after {pair['ties']:,}{p}; {how}.</p>\n"
             )
 
@@ -297,7 +288,7 @@ def _comments(ratings: Artifact, label: str) -> str:
     if not said:
         return ""
     more = f"<li>and {len(said) - _COMMENTS:,} more</li>" if len(said) > _COMMENTS else ""
-    told = "".join(f"<li>{_text(comment)}</li>\n" for comment in said[:_COMMENTS])
+    told = "".join(f"<li>{safe(comment)}</li>\n" for comment in said[:_COMMENTS])
     return f"<p>What raters wrote about its texts:</p>\n<ul>\n{told}{more}</ul>\n"
 
 
@@ -306,53 +297,13 @@ def lineage(facts: ReportFacts) -> str:
     chain += [facts.ratings] if facts.ratings else []
     rows = [[artifact.label, artifact.digest, str(artifact.provenance.get("finished", ""))] for artifact in chain]
     made = facts.model.model.provenance
-    commit = f"<p>Code: git commit <code>{_text(made.get('git_commit'))}</code>" if made.get("git_commit") else ""
+    commit = f"<p>Code: git commit <code>{safe(made.get('git_commit'))}</code>" if made.get("git_commit") else ""
     commit += f"{', with changes that were not committed' if made.get('git_dirty') else ''}.</p>\n" if commit else ""
     label = facts.model.model.label
     words = [f"gptflow verify {label}", f"gptflow lineage {label}"]
     words += [f"gptflow reproduce {label}"] if facts.model.is_trained else []
     return (
-        _table(["artifact", "content digest (sha256)", "finished (UTC)"], rows)
+        html_table(["artifact", "content digest (sha256)", "finished (UTC)"], rows)
         + commit
-        + f"<pre>{_text(chr(10).join(words), keep_lines=True)}</pre>\n"
+        + f"<pre>{safe(chr(10).join(words), keep_lines=True)}</pre>\n"
     )
-
-
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]], numeric: set[int] | None = None) -> str:
-    """Cells are escaped here; the columns in `numeric` stand flush right."""
-    right = numeric or set()
-
-    def cells(tag: str, row: Sequence[str]) -> str:
-        kind = [' class="n"' if n in right else "" for n in range(len(row))]
-        return "".join(f"<{tag}{k}>{_text(cell)}</{tag}>" for k, cell in zip(kind, row, strict=True))
-
-    body = "".join(f"<tr>{cells('td', row)}</tr>\n" for row in rows)
-    top = f"<thead><tr>{cells('th', head)}</tr></thead>"
-    return f'<div class="scroll"><table>\n{top}\n<tbody>\n{body}</tbody></table></div>\n'
-
-
-def _text(value: Any, *, keep_lines: bool = False) -> str:
-    return "\n".join(escape(plain(line)) for line in str(value).split("\n")) if keep_lines else escape(plain(value))
-
-
-def _prose(text: str) -> str:
-    """Text of a model: its own line ends and tabs stay, what is not seen or turns a line around becomes U+FFFD."""
-    return escape("".join(c if c.isprintable() or c in "\n\t" else "\N{REPLACEMENT CHARACTER}" for c in text))
-
-
-def _figure(name: str, value: float, sign: str = "") -> str:
-    if name in _SHARES:
-        return f"{100 * value:{sign}.2f} %"
-    return f"{value:{sign}.4f}" if abs(value) < 100 else f"{value:{sign},.1f}"
-
-
-def _interval(name: str, bounds: Sequence[float | None] | None) -> str:
-    if not bounds or bounds[0] is None or bounds[1] is None:
-        return "–"
-    return f"{_figure(name, bounds[0])} to {_figure(name, bounds[1])}"
-
-
-def _plain_figure(value: float | None) -> str:
-    if value is None:
-        return "–"
-    return f"{value:,}" if isinstance(value, int) else f"{value:.3f}" if value <= 1 else f"{value:.1f}"

@@ -28,9 +28,10 @@ from gptmodel.settings import parse_config
 from gptmodel.tokenizer import gpt2
 from gptmodel.tokens.batches import Batches
 from gptmodel.training.checkpoint import Checkpointer, TrainState
-from gptmodel.training.loop import StopSignal, Trainer
+from gptmodel.training.loop import Trainer
 from gptmodel.training.metrics_log import MetricsLog
 from gptmodel.training.optimizer import make_optimizer
+from gptmodel.training.seen import StopSignal
 from gptmodel.training.validation import SplitEvaluator
 
 _EVAL_BATCHES = 4  # scored to time an evaluation; the rest is reckoned

@@ -22,9 +22,10 @@ from gptmodel.tokens.batches import Batches
 from gptmodel.tokens.shards import open_split
 from gptmodel.training.checkpoint import Checkpointer
 from gptmodel.training.datacheck import DataCheck
-from gptmodel.training.loop import StopSignal, Trainer
+from gptmodel.training.loop import Trainer
 from gptmodel.training.metrics_log import MetricsLog
 from gptmodel.training.optimizer import make_optimizer
+from gptmodel.training.seen import StopSignal
 from gptmodel.training.spikes import documents_of
 from gptmodel.training.validation import SplitEvaluator
 from gptmodel.weights import WEIGHTS_FILE, load_weights

@@ -25,8 +25,9 @@ from gptmodel.pretraining.assembly import CHECKPOINTS, METRICS_FILE, Job, assemb
 from gptmodel.settings import parse_config
 from gptmodel.store.artifacts import SCRATCH
 from gptmodel.training.checkpoint import Checkpointer, TrainState
-from gptmodel.training.loop import StopSignal, Trainer, step_seed
+from gptmodel.training.loop import Trainer
 from gptmodel.training.metrics_log import MetricsLog
+from gptmodel.training.seen import StopSignal, step_seed
 from gptmodel.training.spikes import named
 
 

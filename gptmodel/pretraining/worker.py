@@ -33,8 +33,8 @@ from gptmodel.store.locks import exclusive
 from gptmodel.store.space import storage_errors, training_bytes, used_bytes
 from gptmodel.training.checkpoint import Checkpointer, TrainState
 from gptmodel.training.launch import ERROR_FILE, ERROR_ROOM
-from gptmodel.training.loop import StopSignal
 from gptmodel.training.metrics_log import MetricsLog, curve, read_lines
+from gptmodel.training.seen import StopSignal
 from gptmodel.weights import load_weights, save_model
 
 log = logging.getLogger("gptmodel.pretraining.worker")

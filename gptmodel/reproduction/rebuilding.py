@@ -17,10 +17,10 @@ from typing import Any
 from gptmodel.errors import ArtifactError, StorageError
 from gptmodel.lineage.differences import Change, Curve, FirstDifference, changes, first_difference, provenance_changes
 from gptmodel.reproduction.chain import Node, Plan
-from gptmodel.reproduction.comparing import count_documents
 from gptmodel.reproduction.freshstore import already_made, named_store, temporary_store
 from gptmodel.reproduction.recorded import machine_of, recorded_curve
 from gptmodel.reproduction.repeating import Trained, Wishes, train_again
+from gptmodel.reproduction.sides import count_documents
 from gptmodel.reproduction.sourcecheck import check_corpus_source, import_again, take_downloads
 from gptmodel.reproduction.verdicts import NodeVerdict, Verdict
 from gptmodel.store.artifacts import Artifact, Store

@@ -19,6 +19,17 @@ from pathlib import Path
 from typing import Any
 
 from gptmodel.errors import ArtifactError, ConfigError
+from gptmodel.store.strict_json import (
+    check_depth,
+    fields_of,
+    matching_text,
+    no_key_twice,
+    number_of,
+    of_type,
+    one_line,
+    refuse_constant,
+    shortened,
+)
 
 MANIFEST = "manifest.json"
 SCRATCH = ".work"  # of a directory being built: what a restart needs and readers never see
@@ -30,8 +41,6 @@ _FIELDS = {"kind", "recipe_version", "fingerprint", "digest", "config", "inputs"
 _KIND = re.compile(r"[a-z][a-z0-9-]{0,39}")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _LONGEST_NAME, _LONGEST_PART = 1_024, 255  # bytes of a file's name, and of a part of it
-_MOST_BYTES = 1 << 62
-_DEEPEST = 50
 
 
 def canonical(value: Any) -> str:
@@ -165,7 +174,7 @@ def read_manifest(directory: Path, *, whole: bool = True) -> Manifest:
     except OSError as error:
         raise ArtifactError(f"{path} cannot be read: {error.strerror}") from None
     except (ValueError, RecursionError) as error:
-        raise ArtifactError(f"{path} is damaged ({_one_line(error)}); {remedy}") from None
+        raise ArtifactError(f"{path} is damaged ({one_line(error)}); {remedy}") from None
     if wrong:
         raise ArtifactError(f"{path} does not agree with itself ({', '.join(w[0] for w in wrong)}); {remedy}")
     return found
@@ -173,46 +182,46 @@ def read_manifest(directory: Path, *, whole: bool = True) -> Manifest:
 
 def parse(text: bytes) -> Manifest:
     """A manifest from its bytes; ValueError or RecursionError for what is none."""
-    raw = json.loads(text.decode(), object_pairs_hook=_no_key_twice, parse_constant=_refuse_constant)
+    raw = json.loads(text.decode(), object_pairs_hook=no_key_twice, parse_constant=refuse_constant)
     if not isinstance(raw, dict):
         raise ValueError(f"it is {type(raw).__name__}, not an object")
     if missing := _FIELDS - raw.keys():
         raise ValueError(f"it has no entry {min(missing)!r}")
     if unknown := raw.keys() - _FIELDS - {_SEAL}:
-        raise ValueError(f"it has an entry {_short(min(unknown))}")
+        raise ValueError(f"it has an entry {shortened(min(unknown))}")
     request = Request(
-        _matching(raw["kind"], _KIND, "kind"),
-        _number(raw["recipe_version"], "recipe_version"),
-        _of_type(raw["config"], dict, "config"),
-        tuple(_ref(item) for item in _of_type(raw["inputs"], list, "inputs")),
+        matching_text(raw["kind"], _KIND, "kind"),
+        number_of(raw["recipe_version"], "recipe_version"),
+        of_type(raw["config"], dict, "config"),
+        tuple(_ref(item) for item in of_type(raw["inputs"], list, "inputs")),
     )
-    files = tuple(_entry(item) for item in _of_type(raw["files"], list, "files"))
+    files = tuple(_entry(item) for item in of_type(raw["files"], list, "files"))
     if len({entry.name for entry in files}) != len(files):
         raise ValueError("it names a file twice")
     stated = (
-        _matching(raw["fingerprint"], _SHA256, "fingerprint"),
-        _matching(raw["digest"], _SHA256, "digest"),
-        _matching(raw[_SEAL], _SHA256, _SEAL) if _SEAL in raw else "",
+        matching_text(raw["fingerprint"], _SHA256, "fingerprint"),
+        matching_text(raw["digest"], _SHA256, "digest"),
+        matching_text(raw[_SEAL], _SHA256, _SEAL) if _SEAL in raw else "",
         hashlib.sha256(text).hexdigest(),
     )
-    summary, provenance = (_of_type(raw[name], dict, name) for name in ("summary", "provenance"))
-    _check_depth(raw)
+    summary, provenance = (of_type(raw[name], dict, name) for name in ("summary", "provenance"))
+    check_depth(raw)
     json.dumps(raw, ensure_ascii=False, allow_nan=False).encode()  # infinite numbers, halves of characters
     return Manifest(request, files, summary, provenance, stated)
 
 
 def check_name(name: Any) -> str:
     """A file's name that stays below its directory, in the one spelling that it has; ValueError for any other."""
-    text: str = _of_type(name, str, "the name of a file")
+    text: str = of_type(name, str, "the name of a file")
     parts = text.split("/")
     if (
         not all(part not in ("", ".", "..") and len(part.encode()) <= _LONGEST_PART for part in parts)
         or len(text.encode()) > _LONGEST_NAME
         or re.search(r"[\x00-\x1f\x7f\\]", text)
     ):
-        raise ValueError(f"it names a file outside its directory, or none that can be: {_short(name)}")
+        raise ValueError(f"it names a file outside its directory, or none that can be: {shortened(name)}")
     if parts[0] == SCRATCH or parts[-1] == MANIFEST:
-        raise ValueError(f"it names {_short(name)}, which is no file of an artifact")
+        raise ValueError(f"it names {shortened(name)}, which is no file of an artifact")
     return text
 
 
@@ -253,78 +262,22 @@ def check_length(n_bytes: int) -> None:
         raise ValueError(f"it is longer than {LONGEST_MANIFEST:,} bytes, the most that a manifest may have")
 
 
-def _check_depth(raw: Any) -> None:
-    level = [raw]
-    for _ in range(_DEEPEST):
-        inside = (item.values() if isinstance(item, dict) else item for item in level)
-        level = [child for items in inside for child in items if isinstance(child, dict | list)]
-        if not level:
-            return
-    raise ValueError(f"it is nested more than {_DEEPEST} deep")
-
-
-def _no_key_twice(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) != len(pairs):
-        raise ValueError("it has a key twice")
-    return found
-
-
-def _refuse_constant(name: str) -> Any:
-    raise ValueError(f"it holds the number {name}")
-
-
 def _ref(raw: Any) -> Ref:
-    fields = _fields(raw, {"kind", "fingerprint", "digest"}, "an input")
+    fields = fields_of(raw, {"kind", "fingerprint", "digest"}, "an input")
     return Ref(
-        _matching(fields["kind"], _KIND, "the kind of an input"),
-        _matching(fields["fingerprint"], _SHA256, "the fingerprint of an input"),
-        _matching(fields["digest"], _SHA256, "the digest of an input"),
+        matching_text(fields["kind"], _KIND, "the kind of an input"),
+        matching_text(fields["fingerprint"], _SHA256, "the fingerprint of an input"),
+        matching_text(fields["digest"], _SHA256, "the digest of an input"),
     )
 
 
 def _entry(raw: Any) -> FileEntry:
-    fields = _fields(raw, {"name", "bytes", "sha256"}, "a file")
+    fields = fields_of(raw, {"name", "bytes", "sha256"}, "a file")
     return FileEntry(
         check_name(fields["name"]),
-        _number(fields["bytes"], "the bytes of a file"),
-        _matching(fields["sha256"], _SHA256, "the sha256 of a file"),
+        number_of(fields["bytes"], "the bytes of a file"),
+        matching_text(fields["sha256"], _SHA256, "the sha256 of a file"),
     )
-
-
-def _fields(raw: Any, names: set[str], what: str) -> dict[str, Any]:
-    found: dict[str, Any] = _of_type(raw, dict, what)
-    if found.keys() != names:
-        raise ValueError(f"{what} has other entries than {', '.join(sorted(names))}")
-    return found
-
-
-def _of_type(value: Any, kind: type, what: str) -> Any:
-    if type(value) is not kind:
-        raise ValueError(f"{what} is {type(value).__name__} where {kind.__name__} is due")
-    return value
-
-
-def _number(value: Any, what: str) -> int:
-    number: int = _of_type(value, int, what)  # True is no number here
-    if not 0 <= number < _MOST_BYTES:
-        raise ValueError(f"{what} is {_short(number)}")
-    return number
-
-
-def _matching(value: Any, pattern: re.Pattern[str], what: str) -> str:
-    text: str = _of_type(value, str, what)
-    if not pattern.fullmatch(text):
-        raise ValueError(f"{what} is {_short(value)}")
-    return text
-
-
-def _short(value: Any) -> str:
-    return f"{value!r:.60}"
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:200] or type(error).__name__
 
 
 def _seal(raw: dict[str, Any]) -> str:

@@ -28,7 +28,8 @@ from gptmodel.store.space import storage_errors
 from gptmodel.store.uses import using
 from gptmodel.text.documents import Document as Document
 from gptmodel.text.documents import documents_in, write_documents
-from gptmodel.text.sources import RawText, Source, open_source
+from gptmodel.text.reading import RawText
+from gptmodel.text.sources import Source, open_source
 
 log = logging.getLogger(__name__)
 Progress = Callable[[int, int, str], None]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import math
 import statistics
@@ -10,7 +9,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -26,47 +25,11 @@ from gptmodel.training.checkpoint import Checkpointer, TrainState
 from gptmodel.training.datacheck import DataCheck
 from gptmodel.training.metrics_log import MetricsLog
 from gptmodel.training.optimizer import learning_rate
+from gptmodel.training.seen import Evaluator, Seen, StopSignal, clip_gradients, step_seed
 from gptmodel.training.spikes import named, remember, spike, told
 
 log = logging.getLogger(__name__)
 _LOG_LINE_SECONDS = 5.0
-
-
-@dataclass(frozen=True)
-class Validation:
-    """Figures of one evaluation during training."""
-
-    loss: float
-    """Nats per token."""
-    bits_per_byte: float
-    samples: list[dict[str, str]] = field(default_factory=list)
-
-
-class Evaluator(Protocol):
-    """Scores the model on validation data and writes samples. Every rank calls it; all get the same figures."""
-
-    def __call__(self) -> Validation: ...
-
-
-@dataclass
-class Seen:
-    """What one step showed."""
-
-    loss: float
-    """Mean over the batch, nats per token, before the update."""
-    grad_norm: float
-    """Before clipping."""
-    n_bytes: int
-    """UTF-8 bytes of the targets."""
-    decision: dict[str, Any] = field(default_factory=dict)
-    """What was done about a spike; empty for an ordinary step."""
-
-
-@dataclass
-class StopSignal:
-    """Set by a signal handler; read between steps."""
-
-    signum: int = 0
 
 
 @dataclass
@@ -345,18 +308,3 @@ class Trainer:
             f"stopped after step {state.step} of {self.config.max_steps}; saved. Run the same command to go on",
             self.stop.signum,
         )
-
-
-def clip_gradients(model: nn.Module, largest: float) -> float:
-    """Global gradient norm before clipping. Gradients are scaled only where it is too large: they cost a pass."""
-    gradients = [p.grad for p in model.parameters() if p.grad is not None]
-    norm = nn.utils.get_total_norm(gradients)
-    if not norm <= largest:  # not finite too: what then happens is decided by who sees the norm
-        nn.utils.clip_grads_with_norm_(model.parameters(), largest, norm)
-    return float(norm)
-
-
-def step_seed(seed: int, step: int, rank: int) -> int:
-    """A seed of its own for each (seed, step, rank)."""
-    digest = hashlib.blake2b(f"{seed}:{step}:{rank}".encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "big") >> 1

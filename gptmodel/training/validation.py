@@ -12,7 +12,7 @@ from gptmodel.device import Machine
 from gptmodel.model import GPT
 from gptmodel.tokenizer import gpt2
 from gptmodel.tokens.batches import Stream, eval_windows, read_windows
-from gptmodel.training.loop import Validation
+from gptmodel.training.seen import Validation
 from gptmodel.writing import continue_text
 
 

@@ -13,8 +13,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import stat
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
@@ -31,9 +29,10 @@ from gptmodel.store.artifacts import MANIFEST, REQUEST_FILE, Store
 from gptmodel.store.manifests import NAME_CHARS, SCRATCH, Ref
 from gptmodel.store.uses import in_use, is_held
 from gptmodel.text.corpus import DOWNLOADS, SOURCES
+from gptmodel.upkeep.nodes import MODELS, Node, nodes_of
 from gptmodel.upkeep.pins import BUILDING, pins
 from gptmodel.upkeep.records import spent_events, unnamed_provenance
-from gptmodel.upkeep.verification import MODELS, Node, nodes_of
+from gptmodel.upkeep.sizes import mtime, newest, tree_bytes
 
 ROUND = "rating-round"
 TRASH, ASIDE = ".trash-", ".without-manifest-"
@@ -162,7 +161,7 @@ def _roots(
     for node in by_age[: rules.keep_newest]:
         yield node.label, "one of the newest models"
     for node in nodes:
-        days = (now - _mtime(node.path)) / _DAY
+        days = (now - mtime(node.path)) / _DAY
         if days < rules.keep_days:
             yield node.label, f"used {max(days, 0.0):.1f} days ago"
 
@@ -183,7 +182,7 @@ def _item(store: Store, node: Node) -> Item:
     inputs = tuple(ref.label for ref in _refs(node) if ref.kind != "source")
     log = _log_of(store, node.label)
     size = tree_bytes(node.path) + (tree_bytes(log) if log else 0)
-    return Item(node.path, "artifact", node.label, size, _mtime(node.path), inputs, log)
+    return Item(node.path, "artifact", node.label, size, mtime(node.path), inputs, log)
 
 
 def _log_of(store: Store, label: str) -> Path | None:
@@ -199,7 +198,7 @@ def _buildings(store: Store) -> Iterator[Item]:
         if (path.parent / path.name.removeprefix(BUILDING) / MANIFEST).exists():
             log = None  # it is that of the whole one
         size = tree_bytes(path) + (tree_bytes(log) if log else 0)
-        yield Item(path, "building", label, size, _newest(path), inputs, log)
+        yield Item(path, "building", label, size, newest(path), inputs, log)
 
 
 def _inputs_of_building(store: Store, path: Path) -> Iterator[str]:
@@ -234,7 +233,7 @@ def _leftovers(store: Store, before: float) -> Iterator[Item]:
         for path in sorted(place.glob(f"{TRASH}*")):
             yield Item(path, "trash", path.relative_to(store.root).as_posix(), tree_bytes(path), 0.0)
         for path in sorted(place.glob(f"{ASIDE}*")):
-            if (used := _mtime(path)) < before:
+            if (used := mtime(path)) < before:
                 label = path.relative_to(store.root).as_posix()
                 yield Item(path, "set aside", label, tree_bytes(path), used)
 
@@ -242,7 +241,7 @@ def _leftovers(store: Store, before: float) -> Iterator[Item]:
 def reproductions(store: Store) -> Iterator[Item]:
     """The temporary stores of reproductions: of living ones, of killed ones, and those that were kept on purpose."""
     for path in sorted((store.root / ROOM).glob("[!.]*")):
-        yield Item(path, "reproduction", f"{ROOM}/{path.name}", tree_bytes(path), _newest(path))
+        yield Item(path, "reproduction", f"{ROOM}/{path.name}", tree_bytes(path), newest(path))
 
 
 def _is_dropped(item: Item) -> bool:
@@ -252,13 +251,13 @@ def _is_dropped(item: Item) -> bool:
 
 def _downloads(store: Store) -> Iterator[Item]:
     for path in sorted((store.root / DOWNLOADS).glob("[!.]*")):
-        yield Item(path, "download", f"{DOWNLOADS}/{path.name}", tree_bytes(path), _newest(path))
+        yield Item(path, "download", f"{DOWNLOADS}/{path.name}", tree_bytes(path), newest(path))
 
 
 def _records(store: Store, nodes: list[Node], kept: Mapping[str, str], rules: Rules) -> Iterator[Item]:
     """What is kept beside the artifacts and named by none: see `gptmodel.upkeep.records`."""
     for path in (*unnamed_provenance(store, nodes), *spent_events(store, kept, to_send=rules.events_to_send)):
-        yield Item(path, "record", path.relative_to(store.root).as_posix(), tree_bytes(path), _mtime(path))
+        yield Item(path, "record", path.relative_to(store.root).as_posix(), tree_bytes(path), mtime(path))
 
 
 def _is_idle(item: Item, needed: set[str], before: float) -> bool:
@@ -282,38 +281,3 @@ def _needed_downloads(nodes: list[Node], kept: Mapping[str, str]) -> Iterator[st
             yield from (f"{DOWNLOADS}/{name}" for name in source["paths"])
         elif isinstance(source, str):  # the address of weights
             yield f"{DOWNLOADS}/{hashlib.sha256(source.encode()).hexdigest()[:NAME_CHARS]}"
-
-
-def tree_bytes(path: Path) -> int:
-    """Bytes of all files below a path, or of the file itself; links count nothing."""
-    try:
-        found = path.lstat()
-    except FileNotFoundError:
-        return 0
-    if stat.S_ISDIR(found.st_mode):
-        return sum(_lstat_sizes(path))
-    return found.st_size if stat.S_ISREG(found.st_mode) else 0
-
-
-def _lstat_sizes(path: Path) -> Iterator[int]:
-    for folder, _, files in os.walk(path):
-        for name in files:
-            with suppress(FileNotFoundError):
-                yield (Path(folder) / name).lstat().st_size
-
-
-def _newest(path: Path) -> float:
-    """When anything below a path was last written."""
-    newest = _mtime(path)
-    for folder, folders, files in os.walk(path):
-        for name in (*folders, *files):
-            newest = max(newest, _mtime(Path(folder) / name, gone=0.0))
-    return newest
-
-
-def _mtime(path: Path, gone: float | None = None) -> float:
-    """When a path was last written; `gone`, or now, if somebody took it away meanwhile."""
-    try:
-        return path.lstat().st_mtime
-    except FileNotFoundError:
-        return time.time() if gone is None else gone

@@ -13,10 +13,11 @@ from gptmodel.store.artifacts import Store
 from gptmodel.store.manifests import SCRATCH
 from gptmodel.store.provenance import FOLDER as PROVENANCE
 from gptmodel.text.corpus import DOWNLOADS
-from gptmodel.upkeep.collection import ASIDE, TRASH, reproductions, tree_bytes
+from gptmodel.upkeep.collection import ASIDE, TRASH, reproductions
+from gptmodel.upkeep.nodes import MODELS, Node, nodes_of
 from gptmodel.upkeep.pins import BUILDING, pins
 from gptmodel.upkeep.records import EVENTS
-from gptmodel.upkeep.verification import MODELS, Node, nodes_of
+from gptmodel.upkeep.sizes import tree_bytes
 
 
 @dataclass(frozen=True)

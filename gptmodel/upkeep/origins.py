@@ -18,7 +18,8 @@ from gptmodel.text.corpus import DOWNLOADS, KIND, SOURCES
 from gptmodel.text.download import content_digest
 from gptmodel.text.hub import commit_of
 from gptmodel.text.sources import find_files, hub_digest
-from gptmodel.upkeep.verification import Difference, Job, Look, Node, judge
+from gptmodel.upkeep.nodes import Node
+from gptmodel.upkeep.verification import Difference, Job, Look, judge
 
 _LONGEST_LIST = 512 << 20  # bytes of a list of files: millions of them
 _NAMED = 3  # of the files that are gone

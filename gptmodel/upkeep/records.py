@@ -18,7 +18,7 @@ from typing import Any
 from gptmodel.pretraining.step import RUNS
 from gptmodel.store.artifacts import Store
 from gptmodel.store.provenance import FOLDER as PROVENANCE
-from gptmodel.upkeep.verification import Node
+from gptmodel.upkeep.nodes import Node
 
 EVENTS = ".lineage"
 OPEN = ".open-"  # the mark of a step that goes on, in the folder of events

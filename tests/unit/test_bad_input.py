@@ -104,7 +104,7 @@ def test_nothing_but_empty_or_null_is_refused(tmp_path: Path, name: str, content
 def test_one_text_beyond_the_limit_is_refused_where_it_stands(
     tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("gptmodel.text.sources.LONGEST_TEXT_BYTES", 1_000)
+    monkeypatch.setattr("gptmodel.text.reading.LONGEST_TEXT_BYTES", 1_000)
     long = b"word " * 201
     if name == "a.parquet":
         file, where = table(tmp_path / name, [*GOOD, long]), "a.parquet#30"

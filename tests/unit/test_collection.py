@@ -23,9 +23,10 @@ from gptmodel.reproduction.freshstore import temporary_store
 from gptmodel.store.artifacts import Artifact, Request, Store
 from gptmodel.store.manifests import MANIFEST
 from gptmodel.store.uses import collecting, using
-from gptmodel.upkeep.collection import Rules, plan, tree_bytes
+from gptmodel.upkeep.collection import Rules, plan
 from gptmodel.upkeep.holdings import usage
 from gptmodel.upkeep.pins import pin, pins, unpin
+from gptmodel.upkeep.sizes import tree_bytes
 from gptmodel.upkeep.sweeping import Swept, sweep
 from tasks.holding import hold, holding
 
@@ -398,7 +399,7 @@ def test_killed_anywhere_it_leaves_nothing_half_and_the_next_one_finishes(tmp_pa
 USER = """
 import sys
 from pathlib import Path
-from gptmodel.store import artifacts
+from gptmodel.store import artifact
 from gptmodel.store.artifacts import Request, Store
 from gptmodel.errors import ArtifactError
 
@@ -407,7 +408,7 @@ counts, number = {"made": 0, "gone": 0}, 0
 while min(counts.values()) < wanted:
     number += 1
     def build(directory):
-        artifacts._hashed.clear()
+        artifact._hashed.clear()
         (directory / "a.txt").write_text("".join(taken.file(name).read_text() for name in taken.names()))
         return {"name": "product"}
     try:

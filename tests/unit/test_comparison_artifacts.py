@@ -19,7 +19,8 @@ from gptmodel.pages.lineage import page
 from gptmodel.store.artifacts import Artifact, Ref, Request, Store
 from gptmodel.upkeep.collection import Rules, plan
 from gptmodel.upkeep.holdings import holdings
-from gptmodel.upkeep.verification import verify, with_evaluations
+from gptmodel.upkeep.nodes import with_evaluations
+from gptmodel.upkeep.verification import verify
 
 LOSS = {"name": "loss", "champion": 4.5, "challenger": 4.25, "difference": -0.25}
 LOSS |= {"low": -0.375, "high": -0.125, "p_better": 0.996}

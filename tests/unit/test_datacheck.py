@@ -24,9 +24,10 @@ from gptmodel.tokens.batches import Batches
 from gptmodel.tokens.shards import open_split, shard_schema
 from gptmodel.training.checkpoint import Checkpointer, TrainState
 from gptmodel.training.datacheck import DataCheck
-from gptmodel.training.loop import StopSignal, Trainer, Validation
+from gptmodel.training.loop import Trainer
 from gptmodel.training.metrics_log import MetricsLog
 from gptmodel.training.optimizer import make_optimizer
+from gptmodel.training.seen import StopSignal, Validation
 
 V, T = 60, 8
 

@@ -16,7 +16,8 @@ from gptmodel.config import CorpusConfig, ShardsConfig, SourceConfig
 from gptmodel.errors import GptflowError
 from gptmodel.lineage.differences import beside, changes, curve_of, first_difference, provenance_changes, sparklines
 from gptmodel.pretraining.step import RECIPE_VERSION, run_dir_of
-from gptmodel.reproduction.comparing import compare, count_documents, side_of, side_of_run, unfinished_run
+from gptmodel.reproduction.comparing import compare
+from gptmodel.reproduction.sides import count_documents, side_of, side_of_run, unfinished_run
 from gptmodel.store.artifacts import Artifact, Request, Store
 from gptmodel.text.corpus import build_corpus
 from gptmodel.tokens.shards import build_shards

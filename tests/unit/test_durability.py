@@ -20,9 +20,10 @@ from gptmodel.store.artifacts import Request, Store
 from gptmodel.tokens.batches import Batches
 from gptmodel.tokens.tokenstream import Shard, TokenStream
 from gptmodel.training.checkpoint import Checkpointer, TrainState
-from gptmodel.training.loop import StopSignal, Trainer, Validation
+from gptmodel.training.loop import Trainer
 from gptmodel.training.metrics_log import MetricsLog
 from gptmodel.training.optimizer import make_optimizer
+from gptmodel.training.seen import StopSignal, Validation
 
 CONFIG = ModelConfig(vocab_size=60, context_length=8, n_layer=1, n_head=2, n_embd=16)
 

@@ -18,7 +18,8 @@ from gptmodel.errors import ArtifactError
 from gptmodel.lineage.walk import chain_of
 from gptmodel.store.artifacts import Artifact, Ref, Request, Store, load_artifact
 from gptmodel.store.manifests import LONGEST_MANIFEST, MANIFEST, FileEntry, Manifest
-from gptmodel.upkeep.verification import nodes_of, verify
+from gptmodel.upkeep.nodes import nodes_of
+from gptmodel.upkeep.verification import verify
 
 Change = Callable[[dict[str, Any]], object]
 SECONDS = 15.0  # the longest manifest that is read at all takes about two, and a busy machine some more

@@ -22,11 +22,11 @@ from gptmodel.lineage.walk import Lineage
 from gptmodel.model import GPT
 from gptmodel.pages.card_facts import facts_of
 from gptmodel.pages.card_sections import evaluation as evaluation_section
-from gptmodel.reproduction.comparing import side_of
+from gptmodel.reproduction.sides import side_of
 from gptmodel.store.artifacts import Artifact, Ref, Request, Store
 from gptmodel.tokenizer import END_TOKEN, gpt2
 from gptmodel.upkeep.collection import Rules, plan
-from gptmodel.upkeep.verification import with_evaluations
+from gptmodel.upkeep.nodes import with_evaluations
 
 CONTEXT = 16
 

@@ -13,8 +13,8 @@ import torch
 from gptmodel.config import ModelConfig, OptimizerConfig, recipe
 from gptmodel.model import GPT
 from gptmodel.training.checkpoint import Checkpointer, TrainState
-from gptmodel.training.loop import clip_gradients
 from gptmodel.training.optimizer import learning_rate, make_optimizer
+from gptmodel.training.seen import clip_gradients
 
 SMALL = ModelConfig(vocab_size=50, context_length=8, n_layer=1, n_head=1, n_embd=16)
 

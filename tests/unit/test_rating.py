@@ -28,7 +28,7 @@ from gptmodel.rating.statistics import bootstrap_weights, krippendorff_alpha, me
 from gptmodel.requirements import parse_requirement
 from gptmodel.store.artifacts import Artifact, Request, Store
 from gptmodel.upkeep.collection import Rules, plan
-from gptmodel.upkeep.verification import with_evaluations
+from gptmodel.upkeep.nodes import with_evaluations
 from gptmodel.weights import save_model
 
 NAN = float("nan")

@@ -20,9 +20,10 @@ from gptmodel.model import GPT
 from gptmodel.tokens.batches import Batches, read_windows
 from gptmodel.tokens.tokenstream import Shard, TokenStream
 from gptmodel.training.checkpoint import Checkpointer, TrainState
-from gptmodel.training.loop import StopSignal, Trainer, Validation
+from gptmodel.training.loop import Trainer
 from gptmodel.training.metrics_log import MetricsLog, curve, read_lines
 from gptmodel.training.optimizer import make_optimizer
+from gptmodel.training.seen import StopSignal, Validation
 from gptmodel.training.spikes import spike
 
 T, V, WINDOWS, BAD = 16, 32, 120, 91

@@ -27,7 +27,8 @@ from gptmodel.store.manifests import MANIFEST, FileEntry, Manifest, Ref
 from gptmodel.text.corpus import SOURCES, build_corpus, iter_documents
 from gptmodel.text.sources import hub_digest
 from gptmodel.tokens.shards import build_shards, open_split
-from gptmodel.upkeep.verification import Difference, Report, verify, with_evaluations
+from gptmodel.upkeep.nodes import with_evaluations
+from gptmodel.upkeep.verification import Difference, Report, verify
 from gptmodel.weights import save_model
 
 DATA = Path(__file__).parents[1] / "data"

@@ -52,7 +52,7 @@ def test_a_loss_that_is_not_finite_is_told_and_can_be_replayed(
         pretrain(store, training, on_line=lambda _: None)
     found = re.search(
         r"at step (\d+), before its update; weights are as after step \d+.*"
-        r"holds documents (.+); to see it again: python (-m gptmodel\.replay .+ --step \d+)\. Lower",
+        r"holds documents (.+); to see it again: python (-m gptmodel\.pretraining\.replay .+ --step \d+)\. Lower",
         str(told.value),
     )
     assert found, str(told.value)
