@@ -19,7 +19,7 @@ from playwright.sync_api import Browser, BrowserContext, Page, expect, sync_play
 
 from gptmodel.errors import GptflowError
 from tasks.processes import ask
-from tasks.services import environment
+from tasks.servers import environment
 
 IMAGES = Path(__file__).resolve().parent / "images"
 SIZE = {"width": 1400, "height": 900}

@@ -186,7 +186,7 @@ cli.add_command(verify)
 
 def _prepare_environment() -> None:
     """Keep Prefect and MLflow to this folder, and to the servers of `make up` if they run."""
-    from tasks.services import environment
+    from tasks.servers import environment
 
     for name, value in environment().items():
         os.environ.setdefault(name, value)

@@ -14,7 +14,7 @@ import httpx
 from gptmodel.checkup import Finding, clock, safely
 from gptmodel.errors import GptflowError, first_line
 from tasks.processes import port_taken
-from tasks.services import HOST, MLFLOW_PORT, PREFECT_PORT
+from tasks.servers import HOST, MLFLOW_PORT, PREFECT_PORT
 
 _SECONDS = 5.0
 _HUB = "https://huggingface.co"

@@ -22,7 +22,7 @@ import psutil
 import pytest
 
 from tasks.processes import ask
-from tasks.services import environment
+from tasks.servers import environment
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 FLOW = """
