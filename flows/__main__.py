@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from flows.bars import shown_progress
 from flows.benchmark_command import benchmark
 from flows.card_command import card
 from flows.champion_commands import champions, promote, rollback
@@ -238,7 +239,8 @@ def main() -> None:
         _prepare_environment()
     logging.getLogger("gptmodel").setLevel(logging.INFO)
     try:
-        cli.main(standalone_mode=False)
+        with shown_progress():
+            cli.main(standalone_mode=False)
     except click.ClickException as error:
         error.show()
         sys.exit(2)

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from gptmodel.progress import progress
+
 if TYPE_CHECKING:
     from gptmodel.errors import TrackingError
     from gptmodel.store.artifacts import Artifact, Store
@@ -17,7 +19,6 @@ if TYPE_CHECKING:
     from gptmodel.upkeep.sweeping import Swept
     from gptmodel.upkeep.verification import Difference, Report
 
-_BAR_AFTER = 2.0  # seconds
 _SHOWN = 12  # artifacts by name
 _NOTHING = "nothing to compare"
 
@@ -60,8 +61,8 @@ def verify(name: str, everything: bool, sources: bool, mlflow: str, threads: int
         place = find_place(store, name) if name else newest_checkpoint(store, notes)
         store = store_around(store, place)
         targets = with_evaluations(store, place)
-    with _Bar() as bar:
-        report = verify(store, targets, sources=sources, threads=threads, progress=bar.update)
+    with progress("hashing") as meter:
+        report = verify(store, targets, sources=sources, threads=threads, progress=meter)
     report.notes += notes
     state, trouble = ("not asked", None) if mlflow == "off" else _ask_mlflow(store, report)
     if mlflow == "required" and trouble is None and state == _NOTHING:
@@ -121,34 +122,6 @@ def _tell(report: Report, mlflow: str, *, ok: bool, as_json: bool) -> None:
     end = f"{len(report.differences):,} differences" if report.differences else "all as recorded"
     size = _size(report.bytes)
     click.echo(f"{end}; {report.files:,} files, {size} in {report.seconds:.1f} s ({speed:.2f} GB/s)")
-
-
-class _Bar:
-    """A progress bar of bytes on a terminal, for what takes longer than a moment."""
-
-    def __init__(self) -> None:
-        self._began, self._task = time.monotonic(), 0
-        self._bar: Any = None
-
-    def __enter__(self) -> _Bar:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._bar is not None:
-            self._bar.stop()
-
-    def update(self, done: int, total: int) -> None:
-        if self._bar is None:
-            if time.monotonic() - self._began < _BAR_AFTER or not sys.stderr.isatty():
-                return
-            from rich.console import Console
-            from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColumn, TransferSpeedColumn
-
-            columns = (BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
-            self._bar = Progress(*columns, console=Console(stderr=True), transient=True)
-            self._task = int(self._bar.add_task("hashing", total=total))
-            self._bar.start()
-        self._bar.update(self._task, completed=done, total=total)
 
 
 @click.group()

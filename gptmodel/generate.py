@@ -12,7 +12,7 @@ Shapes: B rows, T tokens, V vocabulary.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, overload
 
@@ -25,10 +25,10 @@ from gptmodel.config import GPT2_VOCAB_SIZE, DecodingConfig
 from gptmodel.errors import DataError
 from gptmodel.model import GPT, KVCache
 from gptmodel.packing import PAID_BACK, Packed, packed_linear, packing_pays
+from gptmodel.progress import Progress
 from gptmodel.sampling import penalize_repeated, sample_rows
 
 GPT2_END_TOKEN = GPT2_VOCAB_SIZE - 1
-Progress = Callable[[int, int, str], None]
 
 
 @overload

@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import re
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -24,6 +24,8 @@ from gptmodel.formats.hub_models import download_repo
 from gptmodel.formats.openai_fetch import fetch_openai
 from gptmodel.formats.openai_format import HPARAMS_FILE, read_openai
 from gptmodel.model import GPT
+from gptmodel.progress import Progress
+from gptmodel.progress import progress as measured
 from gptmodel.store.artifacts import MANIFEST, Artifact, Ref, Request, Store, load_artifact, open_store, sha256_file
 from gptmodel.store.space import weights_bytes
 from gptmodel.text.download import content_digest, shown
@@ -32,7 +34,6 @@ from gptmodel.weights import CONFIG_FILE, load_model, read_json, save_model
 log = logging.getLogger(__name__)
 RECIPE_VERSION = 1
 DOWNLOADS = ".downloads"  # in the store
-Progress = Callable[[int, int, str], None]
 
 _REPO_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
@@ -90,7 +91,7 @@ def import_weights(
     that is computed here. CheckpointError: tensors that do not fit or are damaged. NetworkError: a server did not
     answer, or answered that it cannot now.
     """
-    located = _locate(source, revision, store, allow_private, progress)
+    located = _locate(source, revision, store, allow_private)
     if _is_ours(located.directory):
         raise DataError(f"{source} is already in this project's own layout; start from it as it is")
     with _dropping(located):
@@ -107,7 +108,7 @@ def import_weights(
     )
 
     def build(directory: Path) -> dict[str, Any]:
-        with _dropping(located):
+        with _dropping(located), measured("reading weights"):
             model = found.load()
         save_model(model, directory)
         return {
@@ -117,11 +118,16 @@ def import_weights(
             "revision": located.revision,
             "files": hashes,
             "dtype": found.dtype,
-            "certificate": certify(model),
+            "certificate": _certified(model),
         }
 
     needed = weights_bytes(count_parameters(found.config).total)
     return store.produce(request, build, wait=wait, needed=needed)
+
+
+def _certified(model: GPT) -> dict[str, Any]:
+    with measured("comparing with transformers"):
+        return certify(model)
 
 
 @contextmanager
@@ -187,12 +193,10 @@ def _hashes(found: ForeignModel, progress: Progress | None) -> dict[str, str]:
     return hashes
 
 
-def _locate(
-    source: str, revision: str, store: Store, allow_private: bool = False, progress: Progress | None = None
-) -> _Located:
+def _locate(source: str, revision: str, store: Store, allow_private: bool = False) -> _Located:
     if _is_address(source):
         _check_address(source, revision)
-        directory = fetch_openai(source, store.root / DOWNLOADS, allow_private=allow_private, progress=progress)
+        directory = fetch_openai(source, store.root / DOWNLOADS, allow_private=allow_private)
         return _Located(directory, shown(source.rstrip("/")), revision)
     path = Path(source).expanduser()
     if path.is_dir():

@@ -13,7 +13,7 @@ from gptmodel.judging.evaluation import evaluate
 from gptmodel.judging.units import TOLD, resampled_words
 from gptmodel.store.artifacts import Artifact, open_store
 from tasks.lineage_events import with_events
-from tasks.pages import progress, show_table
+from tasks.pages import show_table, shown
 from tasks.policy import STEP
 from tasks.report_pages import show_report_links
 from tasks.steps import figures_of, report
@@ -30,8 +30,8 @@ def evaluate_model(
     from tasks.syncing import settle, sync_evaluation
 
     store = open_store()
-    with progress("evaluating") as update:
-        artifact, reused = evaluate(store, model, shards, config, since=since, wait=wait, progress=update)
+    with shown():
+        artifact, reused = evaluate(store, model, shards, config, since=since, wait=wait)
     settle(lambda: sync_evaluation(store, artifact), artifact.label)
     figures = figures_of(artifact, *TOLD)
     show_table("evaluation", _rows(artifact), f"{model.label} on {shards.label}: {resampled_words(artifact.summary)}")

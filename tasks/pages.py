@@ -4,28 +4,27 @@ from __future__ import annotations
 
 import logging
 import re
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import copy_context
 from typing import Any, cast
 from uuid import UUID
 
+from prefect import get_run_logger
 from prefect.artifacts import (
     create_markdown_artifact,
     create_progress_artifact,
     create_table_artifact,
     update_progress_artifact,
 )
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from rich.theme import Theme
 
+from gptmodel.progress import Lines, Looking, Meter, clock, watched, watchers
+from gptmodel.progress import progress as measured
 from gptmodel.store.artifacts import Artifact
 
 log = logging.getLogger(__name__)
-Update = Callable[[int, int, str], None]
-_STEP_PERCENT = 2.0  # between two updates of a progress artifact
+_PAGE_SECONDS = 5.0  # between two looks at a step: what is over sooner has no progress artifact
+_PATIENCE = 2.0  # seconds for the last word on a step
 
 
 def key_of(*parts: str) -> str:
@@ -55,37 +54,53 @@ def show_table(key: str, rows: list[dict[str, Any]], description: str) -> None:
 
 
 @contextmanager
-def progress(what: str) -> Iterator[Update]:
-    """A bar on a terminal, and a progress artifact in the pages, from the first call of the result on.
-
-    Call it with (done, total, unit); a total of 0 is unknown.
-    """
-    artifact: UUID | None = None
-    shown = 0.0
-    run = copy_context()  # `update` may be called in another thread, and Prefect asks which run it belongs to
-    with _bar() as bar:
-        number = bar.add_task(what, total=None)
-
-        def update(done: int, total: int, unit: str) -> None:
-            nonlocal artifact, shown
-            bar.update(number, completed=done, total=total or None, description=f"{what} ({unit})")
-            percent = min(100.0, 100.0 * done / total) if total else 0.0
-            if artifact is None:
-                artifact = cast(UUID | None, _try(lambda: run.run(create_progress_artifact, percent, None, what)))
-            elif percent - shown >= _STEP_PERCENT or percent == 100.0:
-                shown = percent
-                _try(lambda: run.run(update_progress_artifact, artifact, percent))
-
-        yield update
+def shown() -> Iterator[None]:
+    """Show what the body measures (`gptmodel.progress`): as progress artifacts in the pages, each renewed at most every
+    few seconds, and as lines in the run's log where no terminal has bars."""
+    pages = _Pages()
+    on_terminal = any(not isinstance(watcher, Lines) for watcher in watchers())
+    lines = [] if on_terminal else [Lines(get_run_logger().info)]
+    with watched(pages, *lines, instead_of=Lines):
+        try:
+            yield
+        finally:
+            pages.close(_PATIENCE)
 
 
-def _bar() -> Progress:
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    # Through the console that Prefect logs to, or bar and lines would write over each other.
-    shared = (getattr(handler, "console", None) for handler in logging.getLogger().handlers)
-    console = next((found for found in shared if isinstance(found, Console)), None) or Console(stderr=True)
-    console.push_theme(Theme())  # Prefect's console knows none of the bar's styles
-    return Progress(*columns, console=console, transient=True, disable=not sys.stderr.isatty())
+@contextmanager
+def progress(what: str) -> Iterator[Meter]:
+    """A meter that is `shown`; it may be passed on as a `Progress`."""
+    with shown(), measured(what) as meter:
+        yield meter
+
+
+class _Pages(Looking):
+    """Progress artifacts, of what takes longer than a moment. The step waits for none of it."""
+
+    def __init__(self) -> None:
+        super().__init__(_PAGE_SECONDS)
+        self._shown: dict[int, tuple[UUID, float, str]] = {}
+        self._run_context = copy_context()  # Prefect asks which run it belongs to
+
+    def look(self, meters: list[Meter]) -> None:
+        for meter in meters:
+            percent, words = round(100 * meter.share, 1), f"{meter.what}: {meter.words()}"
+            if (shown := self._shown.get(id(meter))) is None:
+                made = self._ask(create_progress_artifact, percent, description=words)
+                if made is not None:
+                    self._shown[id(meter)] = (cast(UUID, made), percent, words)
+            elif shown[1:] != (percent, words):
+                self._shown[id(meter)] = (shown[0], percent, words)
+                self._ask(update_progress_artifact, shown[0], percent, words)
+
+    def finish(self, meter: Meter) -> None:
+        if (shown := self._shown.pop(id(meter), None)) is not None:
+            how = "done" if meter.succeeded else "broken off"
+            percent = 100.0 if meter.succeeded else round(100 * meter.share, 1)
+            self._ask(update_progress_artifact, shown[0], percent, f"{meter.what}: {how} after {clock(meter.seconds)}")
+
+    def _ask(self, call: Callable[..., Any], *args: Any, **named: Any) -> Any:
+        return _try(lambda: self._run_context.run(call, *args, **named))
 
 
 def _text(value: Any) -> str:

@@ -19,6 +19,7 @@ from gptmodel.reproduction.sides import mlflow_run_of
 from gptmodel.reproduction.verdicts import Verdict
 from gptmodel.store.artifacts import Artifact, Store, find_model, open_store
 from tasks.naming import find_artifact
+from tasks.pages import shown
 from tasks.policy import STEP
 
 log = logging.getLogger(__name__)
@@ -35,7 +36,8 @@ def reproduce_model(model: str = "", steps: int = 0, threads: int = 0) -> dict[s
     logger.info("%d artifacts; it took %.0f s then", len(plan.nodes), plan.seconds)
     for note in plan.notes:
         logger.warning("%s", note)
-    verdict, _ = reproduce_apart(plan, say=logger.info)
+    with shown():
+        verdict, _ = reproduce_apart(plan, say=logger.info)
     _show(verdict)
     note_verdict(store, artifact, verdict)
     if not verdict.equal:

@@ -45,8 +45,8 @@ def look_for_news(config: PipelineConfig) -> News:
     """Pin the source, and hold it against what champion and last challenger were trained on."""
     store, ledger = open_store(), Ledger(open_store(), config.name)
     state = ledger.read()
-    with storage_errors("the download", store.root / DOWNLOADS), progress("looking at the source") as update:
-        source = open_source(config.corpus.source, store.root / DOWNLOADS, update).digest
+    with storage_errors("the download", store.root / DOWNLOADS), progress("looking at the source"):
+        source = open_source(config.corpus.source, store.root / DOWNLOADS).digest
     if said := _nothing_new(config, state, source):
         if state.last is not None and not ledger.is_told(state.last):
             from tasks.gating import move_aliases  # late: it imports MLflow

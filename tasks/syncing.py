@@ -17,6 +17,7 @@ from gptmodel.judging.benchmark import KIND as BENCHMARK
 from gptmodel.lineage.graph import COMPARISON, JUDGEMENTS, MODELS
 from gptmodel.lineage.walk import artifact_of, chain_of
 from gptmodel.pretraining.step import RUNS, run_dir_of
+from gptmodel.progress import progress
 from gptmodel.retraining.ledger import ledgers
 from gptmodel.store.artifacts import MANIFEST, Artifact, Store, load_artifact
 from gptmodel.store.locks import Hold, exclusive
@@ -202,7 +203,8 @@ def settle(work: Callable[[], object], what: str, n_bytes: int = 0) -> None:
     thread = threading.Thread(target=run, daemon=True, name=f"settle {what}")
     thread.start()
     seconds = FLUSH_SECONDS + n_bytes / _BYTES_PER_SECOND
-    thread.join(seconds)
+    with progress(f"telling MLflow of {what}"):
+        thread.join(seconds)
     if thread.is_alive():
         log.warning("MLflow took longer than %.0f s; what %s lacks there is sent by `gptflow sync`", seconds, what)
 

@@ -98,19 +98,3 @@ class Ticker:
                 self._call(last)
         except Exception:
             log.exception("%s: no longer following", self._thread.name)
-
-
-class Tail(Ticker):
-    """Calls `on_lines` every `seconds` with the new lines of a log, and with the rest when the body ends.
-
-    After a resumed run wrote the log anew, lines may come again.
-    """
-
-    def __init__(self, path: Path, on_lines: Callable[[Lines], None], seconds: float = 1.0) -> None:
-        super().__init__(self._pass_on, seconds, f"tail of {path}", patience=10.0)
-        self._reader, self._on_lines = LogReader(path), on_lines
-
-    def _pass_on(self, last: bool) -> None:
-        while lines := self._reader.portion():
-            self._on_lines(lines)
-            self._reader.accept()

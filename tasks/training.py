@@ -13,12 +13,11 @@ from gptmodel.store.artifacts import Artifact, open_store
 from tasks.cards import save_card, training_card
 from tasks.holding import hold
 from tasks.lineage_events import with_events
-from tasks.pages import progress
+from tasks.pages import shown
 from tasks.plans import show_plan
 from tasks.policy import STEP
 from tasks.slots import slots, slots_wanted
 from tasks.steps import figures_of, report
-from tasks.tail import Tail
 
 
 @task(name="pretrain", task_run_name="pretrain {config.name}", **STEP)
@@ -40,10 +39,8 @@ def pretrain_model(
         from tasks.feed import followed
 
         save_card(training.run_dir, card)
-        with slots(slots_wanted(config.train)), progress("training") as update, followed(card, training.run_dir):
-            steps = config.train.max_steps
-            with Tail(training.metrics_file, lambda lines: update(lines[-1]["step"], steps, "steps")):
-                yield
+        with slots(slots_wanted(config.train)), followed(card, training.run_dir), shown():
+            yield
 
     artifact, reused = pretrain(store, training, on_line=logger.info, watch=watch, wait=wait)
     hold(artifact)  # before MLflow is told: that may take minutes

@@ -6,7 +6,6 @@ import math
 import tempfile
 from array import array
 from collections import Counter
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -18,12 +17,12 @@ from gptmodel.datagates.quality import garbage, language
 from gptmodel.datagates.reading import lengths, numbered
 from gptmodel.datagates.report import Report, Worst
 from gptmodel.datagates.verdict import Measured, judge
+from gptmodel.progress import Progress
 from gptmodel.store.artifacts import Artifact
 from gptmodel.text.corpus import Document, iter_documents
 from gptmodel.text.minhash import Numbers, Signatures, clusters, near_to
 from gptmodel.text.shingles import word_hashes
 
-Progress = Callable[[int, int, str], None]
 _PROGRESS_BYTES = 1 << 20
 
 

@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from gptmodel.config import DataGatesConfig, recipe
-from gptmodel.datagates.check import Progress, check
+from gptmodel.datagates.check import check
 from gptmodel.datagates.report import Report, markdown, report_from
 from gptmodel.errors import ArtifactError, ConfigError
+from gptmodel.progress import Progress
 from gptmodel.store.artifacts import MANIFEST, SCRATCH, Artifact, Request, Store, sha256_file, write_atomic
 from gptmodel.text.corpus import KIND as CORPUS
 from gptmodel.text.minhash import ALGORITHM

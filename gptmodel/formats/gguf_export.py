@@ -16,7 +16,7 @@ import torch
 
 from gptmodel.config import GPT2_VOCAB_SIZE
 from gptmodel.errors import ConfigError, DataError
-from gptmodel.formats.hf_export import make_room
+from gptmodel.formats.hf_export import make_room, writing
 from gptmodel.model import GPT
 from gptmodel.store.artifacts import fsync_path
 from gptmodel.tokenizer import END_TOKEN, data_files
@@ -59,7 +59,8 @@ def export_gguf(model: GPT, target: Path, *, name: str) -> list[str]:
     make_room(target, model)
     temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     try:
-        _write(model, temporary, name)
+        with writing(model, temporary):
+            _write(model, temporary, name)
         fsync_path(temporary)
         os.replace(temporary, target)
     finally:

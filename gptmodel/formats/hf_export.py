@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +20,9 @@ from gptmodel.config import GPT2_VOCAB_SIZE, ModelConfig
 from gptmodel.errors import DataError
 from gptmodel.formats.hf_format import SINGLE_FILE, key_map
 from gptmodel.model import GPT
+from gptmodel.progress import Meter, progress
 from gptmodel.store.artifacts import fsync_path, write_atomic
-from gptmodel.store.space import require, storage_errors, weights_bytes
+from gptmodel.store.space import require, storage_errors, used_bytes, weights_bytes
 from gptmodel.tokenizer import END_TOKEN, data_files
 from gptmodel.weights import CONFIG_FILE
 
@@ -43,7 +45,8 @@ def export_hf(model: GPT, target: Path, *, card: str = "") -> list[str]:
     shutil.rmtree(building, ignore_errors=True)
     building.mkdir()
     try:
-        write_hf_model(model, building)
+        with writing(model, building):
+            write_hf_model(model, building)
         if model.config.vocab_size == GPT2_VOCAB_SIZE:
             _write_tokenizer(building, model.config)
         if card:
@@ -68,6 +71,16 @@ def make_room(target: Path, model: GPT) -> None:
         except (FileExistsError, NotADirectoryError) as error:
             raise DataError(f"{error.filename} is no directory; name a place under one that is") from None
         require(weights_bytes(model.num_parameters()), target.parent, "the export")
+
+
+def writing(model: GPT, place: Path) -> AbstractContextManager[Meter]:
+    """A meter of what stands in a directory, or in a file, of the model's bytes."""
+    total = 4 * model.num_parameters()
+    return progress("writing the model", total, "bytes", look=lambda meter: meter(_bytes_at(place)))
+
+
+def _bytes_at(place: Path) -> int:
+    return used_bytes(place) if place.is_dir() else place.stat().st_size
 
 
 def write_hf_model(model: GPT, directory: Path) -> None:

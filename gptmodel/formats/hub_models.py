@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from gptmodel.errors import DataError, GptflowError, NetworkError
+from gptmodel.progress import Meter, progress, watchers
 from gptmodel.store.artifacts import sha256_file
-from gptmodel.store.space import explained
+from gptmodel.store.space import explained, used_bytes
 from gptmodel.text.download import retry_after
 
 _PATTERNS = ["config.json", "model.safetensors", "model-*.safetensors", "model.safetensors.index.json", "vocab.json"]
@@ -29,18 +30,35 @@ def download_repo(repo: str, revision: str) -> Path:
     from huggingface_hub import snapshot_download  # slow to import, and only this needs it
 
     try:
-        found = snapshot_download(
-            repo,
-            revision=revision or None,
-            allow_patterns=_PATTERNS,
-            endpoint=os.environ.get("HF_ENDPOINT") or None,
-        )
+        with progress(f"download of {repo}", unit="bytes", look=_BytesOf(repo)):
+            found = snapshot_download(
+                repo,
+                revision=revision or None,
+                allow_patterns=_PATTERNS,
+                endpoint=os.environ.get("HF_ENDPOINT") or None,
+            )
     except Exception as error:  # its errors have no common base
         raise _explained(error, repo, revision) from error
     for path in sorted(Path(found).iterdir()):
         if any(fnmatch(path.name, pattern) for pattern in _PATTERNS):  # others' files are others' business
             _check_hash(repo, path)
     return Path(found)
+
+
+class _BytesOf:
+    """Sets a meter to what the hub's cache holds of a model. The client's own bars would be drawn over ours."""
+
+    def __init__(self, repo: str) -> None:
+        from huggingface_hub.constants import HF_HUB_CACHE
+        from huggingface_hub.utils.tqdm import disable_progress_bars
+
+        if watchers():
+            disable_progress_bars()
+        self._place = Path(HF_HUB_CACHE) / f"models--{repo.replace('/', '--')}" / "blobs"
+        self._before = used_bytes(self._place)
+
+    def __call__(self, meter: Meter) -> None:
+        meter(used_bytes(self._place) - self._before)
 
 
 def _check_hash(repo: str, path: Path) -> None:

@@ -16,12 +16,8 @@ from gptmodel.formats.tensor_bundle import read_index
 from gptmodel.text.download import download
 from gptmodel.tokenizer import FILES
 
-Progress = Callable[[int, int, str], None]
 
-
-def fetch_openai(
-    base: str, cache: Path, *, allow_private: bool = False, progress: Progress | None = None, timeout: float = 60.0
-) -> Path:
+def fetch_openai(base: str, cache: Path, *, allow_private: bool = False, timeout: float = 60.0) -> Path:
     """A directory under `cache` with the files under this address; those that are there already are not asked for.
 
     DataError or NetworkError as from a download; CheckpointError, and the file deleted, where the index is damaged.
@@ -30,9 +26,7 @@ def fetch_openai(
     directory = cache / hashlib.sha256(base.encode()).hexdigest()[:16]
 
     def fetch(name: str) -> Path:
-        return download(
-            f"{base}/{name}", directory / name, timeout=timeout, allow_private=allow_private, progress=progress
-        )
+        return download(f"{base}/{name}", directory / name, timeout=timeout, allow_private=allow_private)
 
     fetch(HPARAMS_FILE)
     prefix = _prefix(fetch)

@@ -11,12 +11,12 @@ import hashlib
 import importlib.util
 import json
 import math
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gptmodel.config import GPT2_VOCAB_SIZE, BenchmarkConfig
 from gptmodel.errors import ConfigError
+from gptmodel.progress import Progress
 from gptmodel.store.artifacts import Artifact, Request, Store, sha256_file, write_atomic
 
 if TYPE_CHECKING:
@@ -28,7 +28,6 @@ RESULTS = "results.json"
 _ANSWER_BYTES = 4_000  # of one document in the file of answers, packed
 _KEPT = ("results", "groups", "group_subtasks", "configs", "versions", "n-shot", "higher_is_better", "n-samples")
 _TASK_FILES = (".yaml", ".yml", ".py")
-Progress = Callable[[int, int, str], None]
 
 
 def check_installed() -> None:

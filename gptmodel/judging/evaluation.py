@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import logging
 from dataclasses import asdict
+from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,10 +21,12 @@ from gptmodel.errors import ArtifactError, ConfigError, DataError
 from gptmodel.judging.bootstrap import interval, resampled
 from gptmodel.judging.diversity import repetition
 from gptmodel.judging.memorisation import remembered
-from gptmodel.judging.scoring import Progress, Scores, score_tokens, stride_of
+from gptmodel.judging.scoring import Scores, score_tokens, stride_of
 from gptmodel.judging.surprisal import SURPRISAL_FILE, as_json, read_documents
 from gptmodel.judging.tables import document_table, origins, source_table
 from gptmodel.judging.units import UNITS, Units, calibration_bins, save_units, units_of
+from gptmodel.progress import Progress
+from gptmodel.progress import progress as measured
 from gptmodel.store.artifacts import Artifact, Request, Store, write_atomic
 from gptmodel.store.space import evaluation_bytes
 from gptmodel.tokenizer import gpt2
@@ -69,7 +72,8 @@ def evaluate(
 
         gpt = load_model(model).to(pick_device("auto")).eval()
         stream = _stream(gpt, shards, config, since)
-        scores = score_tokens(gpt, stream, config, progress)
+        with measured("scoring", unit="tokens") as meter:
+            scores = score_tokens(gpt, stream, config, progress or meter)
         came_from = origins(store, shards, config.split)
         documents = document_table(scores, stream, came_from)
         pq.write_table(documents, directory / "documents.parquet")
@@ -157,12 +161,15 @@ def draw_samples(model: GPT, config: EvaluateConfig) -> list[dict[str, Any]]:
     """Every prompt continued by every decoding, `samples_per_prompt` times."""
     from gptmodel.writing import continue_texts
 
-    return [
-        {"prompt": prompt, "text": text, "decoding": decoding_name(decoding), **asdict(decoding)}
-        for prompt in config.prompts
-        for decoding in config.decodings
-        for text in continue_texts(model, [prompt] * config.samples_per_prompt, decoding)
-    ]
+    samples = []
+    total = len(config.prompts) * len(config.decodings) * config.samples_per_prompt
+    with measured("writing samples", total, "samples") as meter:
+        for prompt, decoding in product(config.prompts, config.decodings):
+            for text in continue_texts(model, [prompt] * config.samples_per_prompt, decoding):
+                told = {"prompt": prompt, "text": text, "decoding": decoding_name(decoding)}
+                samples.append({**told, **asdict(decoding)})
+                meter.add()
+    return samples
 
 
 def trained_on(store: Store, model: Artifact, shards: Artifact) -> Artifact | None:

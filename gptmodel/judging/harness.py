@@ -29,9 +29,10 @@ from lm_eval.utils import get_rolling_token_windows, handle_non_serializable, ma
 from gptmodel.config import BenchmarkConfig
 from gptmodel.errors import ConfigError, DataError, GptflowError, NetworkError, first_line
 from gptmodel.judging.benchmark import portable
-from gptmodel.judging.likelihood import Continuation, Progress, score_continuations
+from gptmodel.judging.likelihood import Continuation, score_continuations
 from gptmodel.judging.until import decoding_of, write_until
 from gptmodel.model import GPT
+from gptmodel.progress import Progress
 from gptmodel.tokenizer import END_TOKEN, gpt2
 
 log = logging.getLogger(__name__)

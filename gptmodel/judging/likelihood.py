@@ -9,7 +9,7 @@ Shapes: B batch, T tokens, C width, N scored tokens.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -17,8 +17,7 @@ import torch
 from gptmodel.errors import DataError
 from gptmodel.loss import token_scores
 from gptmodel.model import GPT
-
-Progress = Callable[[int, int, str], None]
+from gptmodel.progress import Progress
 
 
 @dataclass(frozen=True)

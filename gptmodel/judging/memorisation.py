@@ -16,6 +16,7 @@ import numpy as np
 
 from gptmodel.judging.grams import Bytes
 from gptmodel.judging.overlap import END, Passage, longest_passages
+from gptmodel.progress import progress
 from gptmodel.tokenizer import gpt2
 from gptmodel.tokens.spelling import Spelling
 from gptmodel.tokens.tokenstream import TokenStream
@@ -63,8 +64,11 @@ def overlaps(texts: Sequence[bytes], train: TokenStream, prompts: Sequence[str] 
 
 def spelled(stream: TokenStream) -> Iterator[Bytes]:
     """The text of a stream as bytes, with `END` after each document."""
-    for start in range(0, stream.n_tokens, _BLOCK_TOKENS):
-        yield _spelling().spell(stream.slice(start, min(start + _BLOCK_TOKENS, stream.n_tokens)))
+    with progress("searching the training text", stream.n_tokens, "tokens") as meter:
+        for start in range(0, stream.n_tokens, _BLOCK_TOKENS):
+            stop = min(start + _BLOCK_TOKENS, stream.n_tokens)
+            yield _spelling().spell(stream.slice(start, stop))
+            meter(stop)
 
 
 @cache

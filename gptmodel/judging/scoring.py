@@ -10,7 +10,7 @@ ones, so the plain losses come along free.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -19,12 +19,11 @@ import numpy.typing as npt
 
 from gptmodel.config import EvaluateConfig
 from gptmodel.errors import ConfigError
+from gptmodel.progress import Progress
 from gptmodel.tokens.batches import Stream
 
 if TYPE_CHECKING:  # a flow must import fast, and torch takes seconds
     from gptmodel.model import GPT
-
-Progress = Callable[[int, int, str], None]
 
 
 @dataclass(frozen=True)

@@ -14,8 +14,8 @@ from typing import Any
 from gptmodel.config import DecodingConfig
 from gptmodel.errors import ConfigError, DataError
 from gptmodel.generate import Writer
-from gptmodel.judging.likelihood import Progress
 from gptmodel.model import GPT
+from gptmodel.progress import Progress
 from gptmodel.tokenizer import END_TOKEN, gpt2
 
 _FILTERS = {"top_k", "top_p", "min_p", "repetition_penalty"} & {f.name for f in fields(DecodingConfig)}

@@ -25,6 +25,7 @@ from gptmodel.config import PipelineConfig
 from gptmodel.errors import ConfigError, GptflowError
 from gptmodel.planning.rates import Bill, Hardware, Rates, bill
 from gptmodel.planning.scaling import Expected, expected_loss
+from gptmodel.progress import progress
 from gptmodel.store.space import shards_bytes, training_bytes, weights_bytes
 from gptmodel.training.launch import child_environment
 
@@ -241,11 +242,13 @@ def measure(config: PipelineConfig, steps: int = 5) -> Trial:
         raise ConfigError(f"trial steps is {steps}; give at least 1")
     config = _with_data(config)
     started = time.perf_counter()
-    first = _run(config, steps)
+    with progress("trying some steps"):
+        first = _run(config, steps)
     spent = time.perf_counter() - started
     train = config.train
     other = replace(train, micro_batch_size=_other(train.micro_batch_size), batch_size=_other(train.micro_batch_size))
-    second = _run(replace(config, train=other), 1, memory_only=True)
+    with progress("trying another size, for its memory"):
+        second = _run(replace(config, train=other), 1, memory_only=True)
     a_sequence = (second["peak_memory_bytes"] - first["peak_memory_bytes"]) / (
         other.micro_batch_size - train.micro_batch_size
     )

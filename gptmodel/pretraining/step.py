@@ -16,6 +16,8 @@ from gptmodel.planning.budget import refuse_over_budget
 from gptmodel.planning.forecast import forecast
 from gptmodel.planning.rates import load_rates
 from gptmodel.planning.score import PLAN_FILE, save_plan, seal_plan
+from gptmodel.pretraining.watching import LogEnd
+from gptmodel.progress import progress
 from gptmodel.settings import parse_config
 from gptmodel.store.artifacts import SCRATCH, Artifact, Request, Store, sha256_file, write_atomic
 from gptmodel.store.provenance import provenance
@@ -131,7 +133,9 @@ def run_training(
     }
     write_atomic(job, json.dumps(told, indent=2))
     threads = training.config.train.threads
-    run_child(job, processes=processes_of(training.config), threads=threads, on_line=on_line)
+    steps, seen = until or training.config.train.max_steps, LogEnd(training.metrics_file)
+    with progress("training", steps, "steps", tells_itself=True, look=seen):
+        run_child(job, processes=processes_of(training.config), threads=threads, on_line=on_line)
     summary: dict[str, Any] = json.loads((building / SCRATCH / "summary.json").read_text())
     return summary
 

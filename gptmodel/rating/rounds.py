@@ -9,20 +9,20 @@ from __future__ import annotations
 import hashlib
 import json
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from gptmodel.config import DecodingConfig, recipe
 from gptmodel.errors import ArtifactError, ConfigError
+from gptmodel.progress import Progress
 from gptmodel.rating.passages import Passage, draw_passages, word_salad
 from gptmodel.store.artifacts import Artifact, Request, Store, write_atomic
 
 KIND = "rating-round"
 RECIPE_VERSION = 1
 ITEMS = "items.jsonl"
-Progress = Callable[[int, int, str], None]
 _BATCH = 16  # prompts continued at once
 _MOST_TEXTS = 1_000  # a person rates about one a minute
 

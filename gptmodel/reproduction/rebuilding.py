@@ -16,6 +16,7 @@ from typing import Any
 
 from gptmodel.errors import ArtifactError, StorageError
 from gptmodel.lineage.differences import Change, Curve, FirstDifference, changes, first_difference, provenance_changes
+from gptmodel.progress import progress
 from gptmodel.reproduction.chain import Node, Plan
 from gptmodel.reproduction.freshstore import already_made, named_store, temporary_store
 from gptmodel.reproduction.recorded import machine_of, recorded_curve
@@ -144,10 +145,12 @@ def _make(plan: Plan, node: Node, fresh: Store, made: dict[str, _Made], say: Say
 def _built(plan: Plan, node: Node, fresh: Store, made: dict[str, _Made], say: Say) -> _Made:
     before = [artifact for name in node.needs if (artifact := made[name].artifact) is not None]
     if node.kind == "corpus":
-        corpus, reused = build_corpus(fresh, node.recipe)
+        with progress("reading text") as meter:
+            corpus, reused = build_corpus(fresh, node.recipe, progress=meter)
         return _Made(corpus, None, reused)
     if node.kind == "shards":
-        shards, reused = build_shards(fresh, before[0], node.recipe)
+        with progress("tokenizing") as meter:
+            shards, reused = build_shards(fresh, before[0], node.recipe, progress=meter)
         return _Made(shards, None, reused)
     assert node.recorded is not None  # or no plan would have been made
     wishes = plan.wishes

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from gptmodel.errors import ArtifactError
+from gptmodel.progress import progress
 from gptmodel.store.artifact import Artifact, load_artifact
 from gptmodel.store.files import fsync_path, sha256_file, write_atomic
 from gptmodel.store.locks import exclusive
@@ -156,7 +157,12 @@ class Store:
         paths = sorted(p for p in building.rglob("*") if p.is_file() and not _is_scratch(p.relative_to(building)))
         if not paths:
             raise ArtifactError(f"{request.kind}: the step made no file")
-        files = tuple(FileEntry(p.relative_to(building).as_posix(), p.lstat().st_size, sha256_file(p)) for p in paths)
+        sizes = [p.lstat().st_size for p in paths]
+        with progress(f"hashing {request.kind}", sum(sizes), "bytes") as meter:
+            files = tuple(
+                FileEntry(p.relative_to(building).as_posix(), n_bytes, sha256_file(p, meter))
+                for p, n_bytes in zip(paths, sizes, strict=True)
+            )
         for path in (*paths, *{folder for p in paths for folder in p.parents if building in folder.parents}):
             fsync_path(path)
         final = self.path_of(request)

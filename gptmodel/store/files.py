@@ -4,17 +4,25 @@ from __future__ import annotations
 
 import hashlib
 import os
+from contextlib import ExitStack
 from pathlib import Path
 
+from gptmodel.progress import Meter, progress
+
 _HASH_CHUNK = 1 << 22
+_WORTH_TELLING = 1 << 28  # bytes: about a second
 
 
-def sha256_file(path: Path) -> str:
-    """Hex sha256 of a file's bytes, read in chunks."""
+def sha256_file(path: Path, meter: Meter | None = None) -> str:
+    """Hex sha256 of a file's bytes, read in chunks, which are added to `meter`; a large file brings its own."""
     digest = hashlib.sha256()
-    with path.open("rb") as file:
+    with path.open("rb") as file, ExitStack() as shown:
+        if meter is None and (n_bytes := path.stat().st_size) >= _WORTH_TELLING:
+            meter = shown.enter_context(progress(f"hashing {path.name}", n_bytes, "bytes"))
         while chunk := file.read(_HASH_CHUNK):
             digest.update(chunk)
+            if meter is not None:
+                meter.add(len(chunk))
     return digest.hexdigest()
 
 

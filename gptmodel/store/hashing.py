@@ -10,7 +10,8 @@ from concurrent import futures
 from dataclasses import dataclass
 from pathlib import Path
 
-Progress = Callable[[int, int], None]
+from gptmodel.progress import Progress
+
 _CHUNK = 1 << 20  # bytes at a time: stays in a core's own cache between reading and hashing
 _MOST_THREADS = 16
 _WORTH_THREADS = 4 << 20  # bytes
@@ -30,7 +31,7 @@ def hash_files(
 ) -> list[Hashed]:
     """sha256 of each of (path, expected bytes, whether to follow a link), in the order given.
 
-    `progress` gets bytes done and in all. Large files are begun first, so that no thread is left alone with one at the
+    `progress` gets bytes. Large files are begun first, so that no thread is left alone with one at the
     end.
     """
     total = sum(size for _, size, _ in files)
@@ -41,7 +42,7 @@ def hash_files(
         with lock:
             done += n_bytes
             if progress is not None:
-                progress(done, total)
+                progress(done, total, "bytes")
 
     if total < _WORTH_THREADS:
         return [_hash(path, links, advance) for path, _, links in files]

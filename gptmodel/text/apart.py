@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
+from gptmodel.progress import progress
 from gptmodel.store.artifacts import Artifact
 from gptmodel.text.corpus import Counts, iter_documents
 from gptmodel.text.documents import Document, documents_in, write_documents
@@ -43,9 +44,11 @@ def leave_out_near(
             guards.append(document.split == "validation")
             yield document
 
-    write_documents(noted(), scratch)
+    with progress("signatures of documents", unit="bytes") as meter:
+        write_documents(noted(), scratch, progress=meter)
     protected = np.frombuffer(guards, bool)
-    near = near_to(signatures.close(), protected, ~protected, at_least)
+    with progress("looking for near duplicates of validation text"):
+        near = near_to(signatures.close(), protected, ~protected, at_least)
     for number, document in enumerate(documents_in(sorted(scratch.glob("documents-*.parquet"))), before):
         if near[number] < 0:
             yield document

@@ -13,7 +13,7 @@ import json
 import logging
 import re
 import unicodedata
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from itertools import chain, islice
@@ -22,6 +22,7 @@ from typing import Any
 
 from gptmodel.config import CorpusConfig, recipe
 from gptmodel.errors import ArtifactError, DataError
+from gptmodel.progress import Progress
 from gptmodel.store.artifacts import SCRATCH, Artifact, Request, Store, write_atomic
 from gptmodel.store.manifests import LONGEST_MANIFEST
 from gptmodel.store.space import storage_errors
@@ -32,7 +33,6 @@ from gptmodel.text.reading import RawText
 from gptmodel.text.sources import Source, open_source
 
 log = logging.getLogger(__name__)
-Progress = Callable[[int, int, str], None]
 KIND = "corpus"
 RECIPE_VERSION = 2  # 1 had no list of its source's files
 SOURCES = "sources.jsonl"
@@ -72,7 +72,7 @@ def build_corpus(
     sha256), or with dataset and commit.
     """
     with storage_errors("the download", store.root / DOWNLOADS):
-        source = open_source(config.source, store.root / DOWNLOADS, progress)
+        source = open_source(config.source, store.root / DOWNLOADS)
     _check_names(source)
     held = store.at(KIND, config.hold_out.removeprefix(f"{KIND}/")) if config.hold_out else None
     request = Request(KIND, RECIPE_VERSION, asked_of(config, source), (source.ref, *([held.ref] if held else [])))

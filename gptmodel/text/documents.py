@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -10,7 +10,8 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-Progress = Callable[[int, int, str], None]
+from gptmodel.progress import Progress
+
 _GROUP_BYTES = 8_000_000  # of text in a row group: what is held in memory
 _FILE_BYTES = 256_000_000  # of text in a file
 _SCHEMA = pa.schema(

@@ -12,7 +12,7 @@ import ipaddress
 import logging
 import os
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
@@ -22,12 +22,12 @@ from urllib.parse import urljoin, urlsplit, urlunsplit
 import httpx
 
 from gptmodel.errors import DataError, NetworkError
+from gptmodel.progress import progress
 from gptmodel.store.artifacts import fsync_path, sha256_file
 from gptmodel.store.locks import exclusive
 from gptmodel.store.space import explained, require
 
 log = logging.getLogger(__name__)
-Progress = Callable[[int, int, str], None]
 _REDIRECTS = 5
 _RESUMES = 3
 _IPV4_AT_THE_END = [ipaddress.IPv6Network(n) for n in ("::ffff:0:0/96", "::/96", "64:ff9b::/96")]
@@ -42,7 +42,6 @@ def download(
     sha256: str = "",
     timeout: float = 60.0,
     allow_private: bool = False,
-    progress: Progress | None = None,
 ) -> Path:
     """The file at `target`, fetched if it is not there; its bytes have this sha256.
 
@@ -61,11 +60,11 @@ def download(
             target.unlink()
         part = target.with_name(f".{target.name}.part")
         old = part.exists()
-        whole = _fetch_all(url, part, timeout, allow_private, progress)
+        whole = _fetch_all(url, part, timeout, allow_private)
         if old and sha256 and sha256_file(part) != sha256:
             log.info("%s: what an earlier attempt left does not fit; fetching all of it", shown(url))
             part.unlink()
-            whole = _fetch_all(url, part, timeout, allow_private, progress)
+            whole = _fetch_all(url, part, timeout, allow_private)
         if not sha256 and not whole:
             part.unlink()
             raise NetworkError(f"{shown(url)}: the server gave no length, so it may have been cut short; deleted")
@@ -88,7 +87,6 @@ def download_if_changed(
     *,
     timeout: float,
     allow_private: bool,
-    progress: Progress | None = None,
 ) -> dict[str, str] | None:
     """Fetch all of it into `target`; what the server says of this version (etag, last_modified) as far as it does.
 
@@ -106,7 +104,7 @@ def download_if_changed(
         length = response.headers.get("Content-Length", "")
         total = int(length) if length.isdigit() else 0
         require(total, target.parent, f"the download of {shown(url)}")
-        have = _receive(response, target, 0, total, shown(url), progress)
+        have = _receive(response, target, 0, total, shown(url))
         if not length and "chunked" not in response.headers.get("Transfer-Encoding", ""):
             raise NetworkError(f"{shown(url)}: the server gave no length, so it may have been cut short")
         if total and have != total:
@@ -124,12 +122,12 @@ def shown(url: str) -> str:
         return url
 
 
-def _fetch_all(url: str, part: Path, timeout: float, allow_private: bool, progress: Progress | None) -> bool:
+def _fetch_all(url: str, part: Path, timeout: float, allow_private: bool) -> bool:
     """Fetch into `part`, going on after a cut. True if the server's own framing says that it is whole."""
     for attempt in range(_RESUMES + 1):
         before = _size(part)
         try:
-            return _fetch(url, part, timeout, allow_private, progress)
+            return _fetch(url, part, timeout, allow_private)
         except NetworkError as error:
             # Going on at once pays only where bytes arrive; a server that refuses is left to the caller's patience.
             if attempt == _RESUMES or error.retry_after is not None or _size(part) <= before:
@@ -142,7 +140,7 @@ def _size(path: Path) -> int:
     return path.stat().st_size if path.exists() else 0
 
 
-def _fetch(url: str, part: Path, timeout: float, allow_private: bool, progress: Progress | None) -> bool:
+def _fetch(url: str, part: Path, timeout: float, allow_private: bool) -> bool:
     have = _size(part)
     headers = {"Accept-Encoding": "identity", **({"Range": f"bytes={have}-"} if have else {})}
     with _open(url, headers, timeout, allow_private) as response:
@@ -158,7 +156,7 @@ def _fetch(url: str, part: Path, timeout: float, allow_private: bool, progress: 
         total = have + int(length) if length.isdigit() else 0
         framed = bool(length) or "chunked" in response.headers.get("Transfer-Encoding", "")
         require(total - have, part.parent, f"the download of {shown(url)}")
-        have = _receive(response, part, have, total, shown(url), progress)
+        have = _receive(response, part, have, total, shown(url))
     if total and have != total:
         raise NetworkError(f"{shown(url)}: {have:,} of {total:,} bytes came")
     return framed
@@ -173,15 +171,15 @@ def _is_all(response: httpx.Response, part: Path, have: int, name: str) -> bool:
     return length.isdigit()
 
 
-def _receive(response: httpx.Response, part: Path, have: int, total: int, name: str, progress: Progress | None) -> int:
+def _receive(response: httpx.Response, part: Path, have: int, total: int, name: str) -> int:
     """Append the body to the `have` bytes of `part`; how many bytes it holds then."""
     try:
-        with part.open("ab" if have else "wb") as file:
+        with part.open("ab" if have else "wb") as file, progress(f"download of {name}", total, "bytes") as meter:
+            meter.go_on_from(have)
             for chunk in response.iter_raw():
                 file.write(chunk)
                 have += len(chunk)
-                if progress:
-                    progress(have, total, "bytes")
+                meter(have)
     except httpx.HTTPError as error:
         raise NetworkError(f"{name}: cut off after {have:,} bytes ({type(error).__name__})") from None
     except OSError as error:

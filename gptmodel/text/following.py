@@ -11,7 +11,7 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -22,12 +22,9 @@ from gptmodel.store.locks import exclusive
 from gptmodel.text.download import download_if_changed
 
 FOLLOWED = ".followed.json"
-Progress = Callable[[int, int, str], None]
 
 
-def newest(
-    url: str, cache: Path, name: str, *, timeout: float, allow_private: bool, progress: Progress | None = None
-) -> tuple[Path, str]:
+def newest(url: str, cache: Path, name: str, *, timeout: float, allow_private: bool) -> tuple[Path, str]:
     """(file, sha256) of what an address gives now. NetworkError and DataError as of a download."""
     cache.mkdir(parents=True, exist_ok=True)
     with exclusive(cache / ".followed.lock", "the list of followed addresses", wait=True):
@@ -38,9 +35,7 @@ def newest(
         validators = told if _is_whole(there, before) else {}
         with tempfile.TemporaryDirectory(prefix=".following-", dir=cache) as folder:
             part = Path(folder) / name
-            said = download_if_changed(
-                url, part, validators, timeout=timeout, allow_private=allow_private, progress=progress
-            )
+            said = download_if_changed(url, part, validators, timeout=timeout, allow_private=allow_private)
             if said is None:
                 return there, before["sha256"]
             digest = sha256_file(part)

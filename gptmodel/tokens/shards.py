@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import logging
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from concurrent import futures
 from contextlib import nullcontext
 from pathlib import Path
@@ -21,6 +21,7 @@ import pyarrow as pa
 
 from gptmodel.config import ShardsConfig, recipe
 from gptmodel.errors import ArtifactError, DataError
+from gptmodel.progress import Progress
 from gptmodel.store.artifacts import SCRATCH, Artifact, Request, Store, fsync_path, sha256_file, write_atomic
 from gptmodel.store.space import shards_bytes
 from gptmodel.store.uses import using
@@ -33,7 +34,6 @@ from gptmodel.tokens.tokenstream import DocumentIndex, TokenStream, open_split
 __all__ = ["DocumentIndex", "TokenStream", "build_shards", "open_split", "shards_request"]
 
 log = logging.getLogger(__name__)
-Progress = Callable[[int, int, str], None]
 _RECIPE_VERSION = 1
 
 

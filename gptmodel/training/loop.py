@@ -20,6 +20,7 @@ from gptmodel.device import Machine, peak_memory_bytes
 from gptmodel.errors import BudgetError, Interrupted, TrainingError
 from gptmodel.loss import perplexity
 from gptmodel.model import GPT
+from gptmodel.progress import clock
 from gptmodel.tokens.batches import Batches
 from gptmodel.training.checkpoint import Checkpointer, TrainState
 from gptmodel.training.datacheck import DataCheck
@@ -29,7 +30,7 @@ from gptmodel.training.seen import Evaluator, Seen, StopSignal, clip_gradients, 
 from gptmodel.training.spikes import named, remember, spike, told
 
 log = logging.getLogger(__name__)
-_LOG_LINE_SECONDS = 5.0
+_LOG_LINE_SECONDS = 15.0
 
 
 @dataclass
@@ -214,22 +215,23 @@ class Trainer:
         }
         decision = {"decision": seen.decision} if seen.decision else {}
         self.metrics.log(step, tokens=state.tokens, metrics=metrics, **decision)
-        self._say(state, seen.loss, speed)
+        self._say(state, seen.loss, speed, metrics["speed/mfu"])
 
-    def _say(self, state: TrainState, loss: float, speed: float) -> None:
+    def _say(self, state: TrainState, loss: float, speed: float, mfu: float) -> None:
         now, last = time.monotonic(), self.config.max_steps
         if now - self._last_line < _LOG_LINE_SECONDS and state.step not in (1, last):
             return
         self._last_line = now
         left = (last - state.step) * statistics.median(self._step_seconds)
         log.info(
-            "step %d/%d  loss %.3f  perplexity %s  %s tokens/s  %s left",
+            "step %d/%d  loss %.3f  perplexity %s  %s tokens/s  MFU %.0f %%  %s left",
             state.step,
             last,
             loss,
             f"{perplexity(loss):,.1f}",
             f"{speed:,.0f}",
-            time.strftime("%H:%M:%S", time.gmtime(left)),
+            100 * mfu,
+            clock(left),
         )
 
     def _validate(self, state: TrainState) -> bool:

@@ -15,13 +15,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from gptmodel.pretraining.step import LOG_HASHES, RUNS, SEALED
+from gptmodel.progress import Progress
 from gptmodel.store.artifacts import Store
 from gptmodel.store.hashing import Hashed, hash_files
 from gptmodel.store.manifests import MANIFEST, NAME_CHARS, SCRATCH, Manifest, Ref, regular_file
 from gptmodel.store.provenance import FOLDER as PROVENANCE
 from gptmodel.upkeep.nodes import Node, in_store, nodes_of
-
-Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from gptmodel.errors import DataError, NetworkError
+from gptmodel.progress import Meter, watched
 from gptmodel.text.download import _is_public, download
 
 BODY = bytes(range(256)) * 400
@@ -112,6 +113,19 @@ def target(tmp_path: Path) -> Path:
     return tmp_path / "cache" / "data.txt"
 
 
+class Noted:
+    """A watcher that keeps what it was shown."""
+
+    def __init__(self) -> None:
+        self.meters: list[Meter] = []
+
+    def begin(self, meter: Meter) -> None:
+        self.meters.append(meter)
+
+    def end(self, meter: Meter) -> None:
+        assert meter.succeeded
+
+
 def get(server: Server, target: Path, sha256: str = SHA, timeout: float = 20, url: str = "") -> Path:
     return download(url or server.url, target, sha256=sha256, timeout=timeout, allow_private=True)
 
@@ -126,17 +140,18 @@ def left(target: Path) -> list[str]:
 
 
 def test_a_file_arrives_and_is_not_asked_for_again(server: Server, target: Path) -> None:
-    seen: list[tuple[int, int, str]] = []
-    got = download(
-        server.url,
-        target,
-        sha256=SHA,
-        allow_private=True,
-        progress=lambda done, total, unit: seen.append((done, total, unit)),
-    )
+    noted = Noted()
+    with watched(noted):
+        got = download(server.url, target, sha256=SHA, allow_private=True)
     assert got.read_bytes() == BODY
     assert left(target) == ["data.txt"]
-    assert seen[-1] == (len(BODY), len(BODY), "bytes")
+    (meter,) = noted.meters
+    assert (meter.what, meter.done, meter.total, meter.unit) == (
+        f"download of {server.url}",
+        len(BODY),
+        len(BODY),
+        "bytes",
+    )
     get(server, target)
     assert len(server.asked) == 1
 

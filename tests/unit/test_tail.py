@@ -7,7 +7,7 @@ from threading import Event
 from typing import Any
 
 from gptmodel.training.metrics_log import MetricsLog
-from tasks.tail import LogReader, Tail, Ticker
+from tasks.tail import LogReader, Ticker
 
 
 def write(path: Path, start: int, steps: range) -> None:
@@ -26,21 +26,14 @@ def read_all(reader: LogReader) -> list[int]:
     return steps
 
 
-def test_lines_come_while_they_are_written_and_the_rest_at_the_end(tmp_path: Path) -> None:
+def test_a_torn_last_line_waits_for_its_end(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
-    got: list[int] = []
-    arrived = Event()
-
-    def take(lines: list[dict[str, Any]]) -> None:
-        got.extend(line["step"] for line in lines)
-        arrived.set()
-
-    with Tail(path, take, seconds=0.01):
-        write(path, -1, range(1, 4))
-        assert arrived.wait(10)
-        with path.open("a") as file:
-            file.write('{"step": 4, "tokens": 4, "time": 0}\n{"step": 5, "tok')
-    assert got == [1, 2, 3, 4]
+    write(path, -1, range(1, 4))
+    reader = LogReader(path)
+    assert read_all(reader) == [1, 2, 3]
+    with path.open("a") as file:
+        file.write('{"step": 4, "tokens": 4, "time": 0}\n{"step": 5, "tok')
+    assert read_all(reader) == [4]
 
 
 def test_a_log_that_a_resumed_run_wrote_anew_is_read_from_its_beginning(tmp_path: Path) -> None:
@@ -71,14 +64,11 @@ def test_a_long_log_is_read_in_portions(tmp_path: Path) -> None:
     assert read_all(reader) == list(range(20_000))
 
 
-def test_a_failing_listener_does_not_stop_the_body(tmp_path: Path, caplog: Any) -> None:
-    path = tmp_path / "metrics.jsonl"
-    write(path, -1, range(1, 2))
-
-    def fail(lines: list[dict[str, Any]]) -> None:
+def test_a_failing_call_does_not_stop_the_body(caplog: Any) -> None:
+    def fail(_last: bool) -> None:
         raise RuntimeError("the listener is broken")
 
-    with Tail(path, fail, seconds=0.01):
+    with Ticker(fail, 0.01, "broken", patience=10.0):
         pass
     assert "no longer following" in caplog.text
 
