@@ -27,6 +27,7 @@ from flows.doctor_command import doctor
 from flows.export_command import export
 from flows.lineage_command import lineage
 from flows.overlap_command import overlap
+from flows.pictures_command import pictures
 from flows.plan_command import plan
 from flows.rate_commands import rate
 from flows.report_command import report
@@ -172,6 +173,7 @@ cli.add_command(doctor)
 cli.add_command(export)
 cli.add_command(lineage)
 cli.add_command(overlap)
+cli.add_command(pictures)
 cli.add_command(plan)
 cli.add_command(promote)
 cli.add_command(rate)

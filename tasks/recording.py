@@ -7,7 +7,6 @@ import logging
 import re
 from collections.abc import Callable
 from datetime import datetime
-from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -18,10 +17,14 @@ from mlflow.entities import LoggedModel, LoggedModelOutput, LoggedModelStatus, M
 from mlflow.utils.mlflow_tags import MLFLOW_LOGGED_ARTIFACTS
 
 from gptmodel.judging.benchmark import RESULTS, asked_name
+from gptmodel.judging.surprisal import passages_of
 from gptmodel.lineage.graph import as_json
 from gptmodel.lineage.walk import Lineage, artifact_of
+from gptmodel.pages.gallery import evaluation_pictures, text_pictures
 from gptmodel.pages.lineage import page as lineage_page
-from gptmodel.pictures.curves import calibration_figure, training_pictures
+from gptmodel.pages.lineage import picture as lineage_picture
+from gptmodel.pages.surprisal_picture import surprisal_picture
+from gptmodel.pictures.curves import training_pictures
 from gptmodel.pictures.style import Draw, save_all
 from gptmodel.planning.score import scores
 from gptmodel.rating.results import preferences_of
@@ -57,7 +60,7 @@ def record_model(
         client().log_artifact(run_id, str(artifact.path / MANIFEST), f"lineage/{artifact.kind}-{artifact.path.name}")
     if metrics_file.exists():
         lines = list(read_lines(metrics_file))
-        _log_pictures(run_id, training_pictures(lines), PLOTS)
+        _log_pictures(run_id, training_pictures(lines) | text_pictures(Store(model.path.parents[1]), model), PLOTS)
         rows = [{"step": line["step"], **sample} for line in lines for sample in line.get("samples", [])]
         _log_table(run, rows, "samples/training.json")
     if "certificate" in model.summary:
@@ -98,6 +101,7 @@ def _record_lineage(run_id: str, model: Artifact) -> None:
     graph = Lineage(store).around(model.ref)
     graph = graph.with_versions(versions_of(store, graph))
     client().log_text(run_id, lineage_page(graph), LINEAGE_PAGE)
+    client().log_text(run_id, lineage_picture(graph), f"{PLOTS}/lineage.svg")
     client().log_text(run_id, json.dumps(as_json(graph), indent=2), LINEAGE_JSON)
 
 
@@ -182,9 +186,9 @@ def record_evaluation(run: Run, evaluation: Artifact, shards: Artifact) -> None:
     ]
     client().log_batch(run_id, metrics=[metric for metric in metrics if not _is_there(run_id, metric)])
     where = folder_of(evaluation)
-    told = json.loads(evaluation.file("evaluation.json").read_text())
-    if "calibration" in told:
-        _log_pictures(run_id, {"calibration": partial(calibration_figure, told["calibration"])}, where)
+    _log_pictures(run_id, evaluation_pictures(evaluation), where)
+    if passages := passages_of(evaluation):
+        client().log_text(run_id, surprisal_picture(passages[0]), f"{where}/surprisal.svg")
     for name in (*evaluation.names(), MANIFEST):
         client().log_artifact(run_id, str(evaluation.path / name), where)
     samples = [json.loads(line) for line in evaluation.file("samples.jsonl").read_text().splitlines()]

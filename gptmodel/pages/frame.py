@@ -9,17 +9,22 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import re
 from html import escape
 from pathlib import Path
 
 from gptmodel.errors import StorageError
 from gptmodel.store.artifacts import write_atomic
 
-_STYLE = """
+_EDGE = 16  # pixels around a drawing that stands alone
+COLOURS = """
 :root { color-scheme: light dark; --page: #ffffff; --ink: #1b1f24; --soft: #59636e; --box: #f6f8fa; --line: #8b949e;
   --bad: #b34700; }
 @media (prefers-color-scheme: dark) { :root { --page: #14171c; --ink: #e8ebef; --soft: #a3adb8; --box: #20252c;
   --line: #8b949e; --bad: #ff9a57; } }
+"""
+"""Of pages, and of drawings that stand alone: they follow what the reader's screen is set to."""
+_STYLE = """
 * { box-sizing: border-box; }
 body { margin: 0; padding: 20px; background: var(--page); color: var(--ink);
   font: 14px/1.45 system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", Arial, sans-serif; }
@@ -46,8 +51,23 @@ def html_page(title: str, body: str, *, style: str = "", script: str = "") -> st
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         f'<meta http-equiv="Content-Security-Policy" content="{policy}">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{escape(title)}</title>\n<style>{_STYLE}{style}</style>\n</head>\n<body>\n{body}"
+        f"<title>{escape(title)}</title>\n<style>{COLOURS}{_STYLE}{style}</style>\n</head>\n<body>\n{body}"
         f"{f'<script>{script}</script>' if script else ''}</body>\n</html>\n"
+    )
+
+
+def standalone(svg: str, style: str) -> str:
+    """A drawing of a page as a file of its own, with its colours and a ground; `svg` begins with its opening tag."""
+    opening, _, rest = svg.partition(">")
+    box = re.search(r'viewBox="0 0 (\d+) (\d+)"', opening)
+    if box is None:
+        raise ValueError("the drawing has no viewBox")
+    width, height = int(box[1]), int(box[2])
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="{-_EDGE} {-_EDGE} {width + 2 * _EDGE} {height + 2 * _EDGE}" '
+        f'width="{width + 2 * _EDGE}" height="{height + 2 * _EDGE}" role="img">\n<style>{COLOURS}'
+        f'svg {{ font-family: system-ui, -apple-system, "Segoe UI", Roboto, Arial, sans-serif; }}\n{style}</style>\n'
+        f'<rect x="{-_EDGE}" y="{-_EDGE}" width="100%" height="100%" fill="var(--page)"/>\n{rest.strip()}\n'
     )
 
 

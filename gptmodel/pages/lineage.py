@@ -14,7 +14,7 @@ from itertools import pairwise
 from gptmodel.lineage.graph import MODELS, Graph, Node
 from gptmodel.lineage.layout import Slot, lay_out
 from gptmodel.lineage.text import STATES, Line, date_of, digest_of, fitted, phrases, plain, short_name, trouble
-from gptmodel.pages.frame import html_page
+from gptmodel.pages.frame import html_page, standalone
 
 _COLOURS = {
     "source": "#7f7f7f",
@@ -56,6 +56,12 @@ td code { font-size: 11px; color: var(--soft); overflow-wrap: anywhere; }
 .rows { display: none; }
 """
 _SWITCH = f"@media (max-width: {_NARROW}px) {{ .rows {{ display: block; }} .columns {{ display: none; }} }}"
+
+
+def picture(graph: Graph) -> str:
+    """The drawing alone, as an SVG file for light and for dark pages. The same graph gives the same text."""
+    drawn, _ = _svg(graph, is_columns=True)
+    return standalone(drawn, _STYLE)
 
 
 def page(graph: Graph) -> str:

@@ -31,19 +31,28 @@ DARK = (
 )  # fmt: skip
 INK_ON_LIGHT = ("#000000",) * 7 + ("#ffffff",) * 5
 INK_ON_DARK = ("#ffffff",) * 6 + ("#000000",) * 6
-_STEPS = len(LIGHT)
+STEPS = len(LIGHT)
 
 
 def _style() -> str:
     def variables(colours: Sequence[str], inks: Sequence[str]) -> str:
         return " ".join(f"--s{n}: {c}; --i{n}: {i};" for n, (c, i) in enumerate(zip(colours, inks, strict=True)))
 
-    steps = " ".join(f".s{n} {{ background: var(--s{n}); color: var(--i{n}); }}" for n in range(_STEPS))
+    steps = " ".join(f".s{n} {{ background: var(--s{n}); color: var(--i{n}); }}" for n in range(STEPS))
     return (
         f":root {{ {variables(LIGHT, INK_ON_LIGHT)} --bar: #0072b2; }}\n"
         f"@media (prefers-color-scheme: dark) {{ :root {{ {variables(DARK, INK_ON_DARK)} --bar: #56b4e9; }} }}\n"
         f"{steps}\n{_HERE.joinpath('surprisal_map.css').read_text(encoding='utf-8')}"
     )
+
+
+def colour_style() -> str:
+    """The colours as classes of an SVG file: `s0` and so on for boxes, `i0` and so on for the text in them."""
+    light, dark = (
+        " ".join(f".s{n} {{ fill: {c}; }} .i{n} {{ fill: {i}; }}" for n, (c, i) in enumerate(zip(*pair, strict=True)))
+        for pair in ((LIGHT, INK_ON_LIGHT), (DARK, INK_ON_DARK))
+    )
+    return f"{light}\n@media (prefers-color-scheme: dark) {{ {dark} }}\n"
 
 
 _HERE = Path(__file__).parent
@@ -89,21 +98,21 @@ def _explanation(figures: Figures) -> str:
 
 
 def _scale(loss: float) -> str:
-    steps = "".join(f'<b class="s{n}"></b>' for n in range(_STEPS))
+    steps = "".join(f'<b class="s{n}"></b>' for n in range(STEPS))
 
     def mark(kind: str, nats: float, words: object) -> str:
         middle = " middle" if nats else ""
-        return f'<span class="{kind}{middle}" style="left:{100 * nats / _STEPS:.2f}%">{words}</span>'
+        return f'<span class="{kind}{middle}" style="left:{100 * nats / STEPS:.2f}%">{words}</span>'
 
-    nats = "".join(mark("nats", n, n) for n in range(_STEPS))
+    nats = "".join(mark("nats", n, n) for n in range(STEPS))
     odds = mark("odds", 0, "certain") + "".join(mark("odds", k * math.log(10), f"1 in {10**k:,}") for k in range(1, 5))
-    mean = 100 * min(loss, _STEPS) / _STEPS
+    mean = 100 * min(loss, STEPS) / STEPS
     line = (
         f'<i class="line" style="left:{mean:.2f}%"></i>'
         f'<span class="mean" style="left:{mean:.2f}%;transform:translateX(-{mean:.0f}%)">mean {loss:.2f}</span>'
     )
     return (
-        f'<div class="scale" role="img" aria-label="Scale of the colours: loss from 0 to {_STEPS - 1} nats and more">'
+        f'<div class="scale" role="img" aria-label="Scale of the colours: loss from 0 to {STEPS - 1} nats and more">'
         f'<div class="steps">{steps}</div>{line}{nats}<span class="nats last">+</span>{odds}</div>\n'
         f'<p class="unit">Loss in nats (1 nat = {1 / math.log(2):.2f} bits), and the probability that it stands for. '
         f"Guessing evenly among all tokens costs {math.log(gpt2().vocab_size):.2f} nats each time.</p>\n"
@@ -123,7 +132,7 @@ def _passage(passage: Passage, found: Sequence[Piece]) -> str:
 
 
 def _tile(piece: Piece, passage: Passage, *, is_first: bool) -> str:
-    steps = [_step(loss) for loss in passage.nats[piece.first : piece.first + piece.count]]
+    steps = [step_of(loss) for loss in passage.nats[piece.first : piece.first + piece.count]]
     colour, style = f"s{steps[0]}", ""
     if piece.count > 1:
         share = 100 / piece.count
@@ -133,8 +142,8 @@ def _tile(piece: Piece, passage: Passage, *, is_first: bool) -> str:
     return f'<span class="t {colour}"{style} tabindex="{0 if is_first else -1}">{text}</span>'
 
 
-def _step(nats: float) -> int:
-    return max(0, min(int(nats), _STEPS - 1))
+def step_of(nats: float) -> int:
+    return max(0, min(int(nats), STEPS - 1))
 
 
 def _shown(character: str) -> str:

@@ -53,15 +53,15 @@ Draw = Callable[[Theme], "Figure | None"]
 
 
 def new_figure(
-    theme: Theme, title: str, x_name: str, y_name: str, *, size: tuple[float, float] = _SIZE
+    theme: Theme, title: str, x_name: str, y_name: str, *, left: float = _MARGINS["left"]
 ) -> tuple[Figure, Any]:
-    """(figure, its axes) with title, names with units, and a grid. `size` in inches."""
+    """(figure, its axes) with title, names with units, and a grid. `left` is the margin, as a share of the width."""
     from matplotlib import rc_context
     from matplotlib.figure import Figure
 
     with rc_context({"font.family": _FONTS, "font.size": 10}):
-        figure = Figure(figsize=size, dpi=_DPI, facecolor=theme.page)
-        axes = figure.subplots(gridspec_kw=_MARGINS)
+        figure = Figure(figsize=_SIZE, dpi=_DPI, facecolor=theme.page)
+        axes = figure.subplots(gridspec_kw=_MARGINS | {"left": left})
         axes.set_title(title, loc="left", color=theme.ink, fontsize=12, fontweight="bold", pad=12)
         axes.set_xlabel(x_name)
         axes.set_ylabel(y_name)

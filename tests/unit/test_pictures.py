@@ -3,14 +3,23 @@
 from __future__ import annotations
 
 import math
+import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 from typing import Any
 
 import pytest
+from matplotlib.patches import Rectangle
 
 from gptmodel.errors import StorageError
+from gptmodel.judging.surprisal import Passage
+from gptmodel.lineage.graph import Graph, Node
+from gptmodel.pages.lineage import picture
+from gptmodel.pages.surprisal_picture import surprisal_picture
 from gptmodel.pictures import curves
 from gptmodel.pictures.style import DARK, LIGHT, THEMES, Theme, png, save, save_all
+from gptmodel.pictures.text import lengths_figure, read_lengths, sources_figure
+from gptmodel.text.documents import Document, write_documents
+from gptmodel.tokenizer import gpt2
 
 LINES: list[dict[str, Any]] = [
     {"step": 0, "tokens": 0, "metrics": {"validation/loss": 10.8}},
@@ -87,3 +96,53 @@ def test_a_picture_that_cannot_be_written_leaves_nothing(tmp_path: Path) -> None
     with pytest.raises((StorageError, OSError)):
         save(curves.training_pictures(LINES)["loss"], tmp_path / "loss.png")
     assert [path.name for path in tmp_path.iterdir()] == ["loss.png"]
+
+
+def documents(sizes: dict[str, int], folder: Path) -> Path:
+    rows = [
+        Document(f"{n}", "x" * size, name, size, "train" if n else "validation")
+        for n, (name, size) in enumerate(sizes.items())
+    ]
+    write_documents(iter(rows), folder)
+    return folder / "documents-00000.parquet"
+
+
+def test_a_source_is_counted_whole_and_only_the_largest_are_drawn(tmp_path: Path) -> None:
+    sizes = {"a.txt#1": 300, "a.txt#2#0": 700} | {f"b{n:02}.txt": 10 + n for n in range(20)}
+    lengths = read_lengths([documents(sizes, tmp_path)])
+    assert lengths.sources[0] == ("a.txt", 1_000)
+    assert len(lengths.sources) == 21
+    assert (lengths.validation.tolist(), sorted(lengths.train)[-1]) == ([300], 700)
+    drawn = sources_figure(lengths, LIGHT)
+    assert drawn is not None
+    assert [bar.get_width() for bar in drawn.axes[0].patches] == [1_000, *range(29, 15, -1)]
+    share = (1_000 + sum(range(16, 30))) / sum(sizes.values())
+    assert drawn.axes[0].get_title(loc="left") == f"The 15 largest of 21 sources hold {share:.0%} of the text"
+
+
+def test_every_document_is_in_the_histogram_and_the_context_is_marked(tmp_path: Path) -> None:
+    lengths = read_lengths([documents({f"{n}": 2**n for n in range(1, 15)}, tmp_path)])
+    figure = lengths_figure(lengths, 1_024.0, DARK)
+    assert figure is not None
+    axes = figure.axes[0]
+    bars = [bar for bar in axes.patches if isinstance(bar, Rectangle)]
+    assert sum(bar.get_height() for bar in bars) == 13  # the fourteenth is validation, and drawn as an outline
+    assert [line.get_xdata() for line in axes.get_lines()] == [[1_024.0, 1_024.0]]
+
+
+def test_drawings_stand_alone_follow_the_screen_and_escape_what_strangers_wrote() -> None:
+    text = "<script> & a token of some length\n\nand a line"
+    ids = gpt2().encode(text).tolist()
+    passage = Passage(
+        ids, [float(n % 13) for n in range(len(ids))], [1] * len(ids), [[]] * len(ids), "ab" * 16, "<b>.txt"
+    )
+    node = Node(id="source/1", kind="source", name="<i>evil</i>")
+    for drawing in (surprisal_picture(passage), picture(Graph("source/1", "upstream", (node,), ()))):
+        root = ElementTree.fromstring(drawing)
+        assert root.tag == "{http://www.w3.org/2000/svg}svg"
+        assert "prefers-color-scheme: dark" in drawing
+        assert not [e for e in root.iter() if e.tag.endswith(("script", "}i", "}b"))]
+    words = "".join(
+        e.text or "" for e in ElementTree.fromstring(surprisal_picture(passage)).iter() if "textLength" in e.attrib
+    )
+    assert words.replace(" ", "") == text.replace(" ", "").replace("\n", "")

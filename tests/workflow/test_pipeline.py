@@ -24,6 +24,9 @@ from gptmodel.store.artifacts import Artifact
 Tiny = Callable[..., PipelineConfig]
 
 
+PICTURES = ("loss", "optimizer", "throughput", "corpus-lengths", "corpus-sources")
+
+
 @pytest.fixture(scope="module")
 def made(workplace: Path, tiny_sets: list[str]) -> tuple[dict[str, Artifact], Any]:
     """The artifacts of one tiny run, and its final Prefect state."""
@@ -82,8 +85,11 @@ def test_the_run_names_its_bytes(run: Any, made: tuple[dict[str, Artifact], Any]
     client = MlflowClient()
     kept = {f.path for f in client.list_artifacts(run.info.run_id, "lineage")}
     assert len(kept - {"lineage/code.patch"}) == 5  # the patch is there if this code is not committed
-    names = {f"{name}{dark}" for name in ("loss", "optimizer", "throughput") for dark in ("", "-dark")}
-    assert {f.path for f in client.list_artifacts(run.info.run_id, "plots")} == {f"plots/{n}.png" for n in names}
+    names = {f"{name}{dark}" for name in PICTURES for dark in ("", "-dark")}
+    assert {f.path for f in client.list_artifacts(run.info.run_id, "plots")} == {
+        "plots/lineage.svg",
+        *(f"plots/{n}.png" for n in names),
+    }
     samples = client.load_table(run.info.experiment_id, "samples/training.json", run_ids=[run.info.run_id])
     assert list(samples["step"]) == [0, 6, 12]
 

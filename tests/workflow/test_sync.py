@@ -34,6 +34,9 @@ from tasks.tracking import client, find_run
 Tiny = Callable[..., PipelineConfig]
 
 
+PICTURES = ("loss", "optimizer", "throughput", "corpus-lengths", "corpus-sources")
+
+
 @pytest.fixture
 def proxy(mlflow_server: Server, monkeypatch: pytest.MonkeyPatch, undisturbed: Artifact) -> Iterator[Proxy]:
     """A server that knows nothing yet of the training."""
@@ -84,8 +87,11 @@ def assert_told_once(model: Artifact, name: str) -> Any:
         assert told == [(x["time"], x["step"], x["metrics"][key]) for x in log if key in x["metrics"]], key
     run = mlflow.get_run(run_id)
     assert run.info.status == "FINISHED"
-    names = {f"{name}{dark}" for name in ("loss", "optimizer", "throughput") for dark in ("", "-dark")}
-    assert {f.path for f in mlflow.list_artifacts(run_id, "plots")} == {f"plots/{name}.png" for name in names}
+    names = {f"{name}{dark}" for name in PICTURES for dark in ("", "-dark")}
+    assert {f.path for f in mlflow.list_artifacts(run_id, "plots")} == {
+        "plots/lineage.svg",
+        *(f"plots/{name}.png" for name in names),
+    }
     kept = {f.path for f in mlflow.list_artifacts(run_id, "lineage")} - {"lineage/code.patch"}  # if the code is dirty
     assert len(kept) == 5
     samples = mlflow.load_table(run.info.experiment_id, "samples/training.json", run_ids=[run_id])
