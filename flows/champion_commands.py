@@ -32,7 +32,9 @@ def champions(name: str, as_json: bool) -> None:
     found = [Ledger(store, name)] if name else list(ledgers(store))
     if name and not found[0].path.exists():
         known = ", ".join(each.name for each in ledgers(store)) or "none"
-        raise ConfigError(f"{store.root} has no ledger of {name!r}; there is {known}")
+        raise ConfigError(
+            f"{store.root} has no ledger of {name!r} (there is {known}); is the name right, and GPTFLOW_STORE?"
+        )
     told: dict[str, Any] = {}
     for ledger in found:
         state = ledger.read()

@@ -268,7 +268,7 @@ def _wanted(there: Store) -> dict[str, str]:
         return wanted_by_mlflow(there)
     except TrackingError as error:
         raise TrackingError(
-            f"{error}; so nobody can tell which models are registered: start it, or go by pins alone with --pins-only"
+            f"{error} Else nobody can tell which models are registered; or go by pins alone: --pins-only"
         ) from None
 
 

@@ -19,6 +19,8 @@ GptflowError                what failed, the value, what to do; one line; exit c
 
 from __future__ import annotations
 
+import re
+
 
 class GptflowError(Exception):
     """Base of all errors that a person is meant to read; `str` is one plain message."""
@@ -100,5 +102,10 @@ class ChildDiedError(TransientError):
 
 
 def first_line(error: BaseException) -> str:
-    """What any error says, as one short line; its class where it says nothing."""
+    """What any error says, as one short line; its class where it says nothing.
+
+    Of a connection that could not be made, the HTTP library's account of its pools and retries is left out.
+    """
+    if "Max retries exceeded" in str(error) and (cause := re.search(r"\[Errno -?\d+\] ([^'\")]+)", str(error))):
+        return cause[1].lower()
     return (str(error).splitlines() or [type(error).__name__])[0][:200]

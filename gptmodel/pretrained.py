@@ -208,7 +208,9 @@ def _locate(source: str, revision: str, store: Store, allow_private: bool = Fals
     if "@" in source and not revision:  # as `init_from` has it, which is one word
         source, revision = source.rsplit("@", 1)
     if not _REPO_ID.fullmatch(source):
-        raise DataError(f"there is no directory {source}, and it is not a repository id such as openai-community/gpt2")
+        raise DataError(
+            f"there is no directory {source}, and it is no repository id such as openai-community/gpt2; check the path"
+        )
     directory = download_repo(source, revision)
     commit = directory.name
     return _Located(directory, source, commit if _COMMIT.fullmatch(commit) else revision)

@@ -76,10 +76,13 @@ def load_model(source: Path | Artifact) -> GPT:
     except ConfigError as error:
         raise CheckpointError(f"{config_path}: {'; '.join(error.problems)}") from None
     if missing := sorted({*recipe(config)} - {*raw}):  # a default must not stand in for what the file lost
-        raise CheckpointError(f"{config_path} lacks {', '.join(missing)}")
+        raise CheckpointError(f"{config_path} lacks {', '.join(missing)}; get the file again")
     header = read_header(weights_path)
     if config.n_layer > len(header):  # before anything of the size that the config claims is made
-        raise CheckpointError(f"{config_path} has n_layer {config.n_layer:,}, and the weights {len(header):,} tensors")
+        raise CheckpointError(
+            f"{config_path} has n_layer {config.n_layer:,}, and the weights {len(header):,} tensors: they are not "
+            "of one model; get both again"
+        )
     check_tensors(str(weights_path), header, {name: TensorInfo("F32", s) for name, s in shapes_of(config).items()})
     model = empty_model(config)
     load_weights(model, weights_path)
@@ -186,7 +189,9 @@ def check_tensors(where: str, found: Mapping[str, TensorInfo], expected: Mapping
         [f"{n} {found[n].dtype}" for n in both if expected[n].dtype not in ("", found[n].dtype)],
     )
     if problems:
-        raise CheckpointError(f"{where} does not fit the model of its config: {'; '.join(problems)}")
+        raise CheckpointError(
+            f"{where} does not fit the model of its config: {'; '.join(problems)}; get both files again"
+        )
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -198,9 +203,9 @@ def read_json(path: Path) -> dict[str, Any]:
     except FileNotFoundError:
         raise CheckpointError(f"no {path.name} in {path.parent}; give the directory of a model") from None
     except (OSError, ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path} cannot be read as JSON: {error}") from None
+        raise CheckpointError(f"{path} cannot be read as JSON: {error}; get the file again") from None
     if not isinstance(value, dict):
-        raise CheckpointError(f"{path} holds a {type(value).__name__}, not the settings of a model")
+        raise CheckpointError(f"{path} holds a {type(value).__name__}, not the settings of a model; get the file again")
     return value
 
 

@@ -34,11 +34,17 @@ def answers() -> None:
     uri = os.environ.get("MLFLOW_TRACKING_URI", "")
     where = urlsplit(uri)
     if where.scheme == "sqlite" and not Path(unquote(where.path)[1:]).exists():
-        raise TrackingError(f"MLflow cannot be asked: there is no database {where.path[1:]}")
+        raise TrackingError(
+            f"MLflow cannot be asked: there is no database {where.path[1:]}; set MLFLOW_TRACKING_URI to the one "
+            "that knows"
+        )
     try:
         client().search_experiments(max_results=1)
     except FAILURES as error:
-        raise TrackingError(f"MLflow at {uri or 'its default place'} does not answer ({first_line(error)})") from None
+        raise TrackingError(
+            f"MLflow at {uri or 'its default place'} does not answer ({first_line(error)}); is it up (`make up`), and "
+            "MLFLOW_TRACKING_URI right?"
+        ) from None
 
 
 def compare(store: Store, nodes: Iterable[Node], notes: list[str], known_there: list[str]) -> Iterator[Difference]:
@@ -62,7 +68,7 @@ def compare(store: Store, nodes: Iterable[Node], notes: list[str], known_there: 
                 judged = [known[ref.label] for ref in _manifest(node).request.inputs[1:] if ref.label in known]
                 yield from _compare_judgement(store, node, _judged(*judged), notes, known_there)
     except FAILURES as error:
-        raise TrackingError(f"MLflow stopped answering ({first_line(error)})") from None
+        raise TrackingError(f"MLflow stopped answering ({first_line(error)}); run the same again") from None
 
 
 def _kind(node: Node) -> str:

@@ -129,7 +129,7 @@ def bring_up_to_date(
         body = {**wanted, "tags": [version], "enabled": found is None or found["enabled"]}
         where, method = (f"{api}/automations/{found['id']}", "PUT") if found else (f"{api}/automations/", "POST")
         if ask(where, body, method) is None:
-            raise ServiceError(f"the Prefect server refused the automation {wanted['name']!r}")
+            raise ServiceError(f"the Prefect server refused the automation {wanted['name']!r}; read .run/prefect.log")
         say(f"{title:<15} {'renewed' if found else 'installed'}: {wanted['name'].partition(': ')[2]}")
 
 

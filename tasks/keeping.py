@@ -46,7 +46,7 @@ def wanted_by_mlflow(store: Store) -> dict[str, str]:
         by_id = _all_runs()
         kept = _registered(by_id)
     except FAILURES as error:
-        raise TrackingError(f"MLflow stopped answering ({first_line(error)})") from None
+        raise TrackingError(f"MLflow stopped answering ({first_line(error)}); run the same again") from None
     runs: dict[str, _Run] = {}
     for run in by_id.values():  # of two with one name the one that asks for more
         runs[run.name] = max(runs.get(run.name, run), run, key=lambda each: _RANK[each.state])

@@ -54,7 +54,10 @@ def briefly(ask: Callable[[], T], seconds: float = SECONDS) -> T:
     if failure and not isinstance(failure[0], FAILURES):
         raise failure[0]
     said = first_line(failure[0]) if failure else f"nothing in {seconds:g} s"
-    raise TrackingError(f"MLflow at {address() or 'its default place'} does not answer ({said})")
+    raise TrackingError(
+        f"MLflow at {address() or 'its default place'} does not answer ({said}); is it up (`make up`), and "
+        "MLFLOW_TRACKING_URI right?"
+    )
 
 
 def versions_of(store: Store, graph: Graph) -> list[Registered]:

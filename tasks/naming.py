@@ -91,4 +91,6 @@ def _ask_mlflow(name: str) -> str:
         code = error.error_code if isinstance(error, MlflowException) else ""
         if code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
             return ""
-        raise TrackingError(f"MLflow was asked for {name} and does not answer ({first_line(error)})") from None
+        raise TrackingError(
+            f"MLflow was asked for {name} and does not answer ({first_line(error)}); is it up? (`make up`)"
+        ) from None

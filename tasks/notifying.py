@@ -195,7 +195,9 @@ def _with_actions(signal: dict[str, Any], blocks: Sequence[str]) -> dict[str, An
 def _block(api: str, number: int, address: Address) -> str:
     """The id of the block with this number, made or brought up to date. ServiceError where the server refuses it."""
     name = f"{_BLOCK}-{number}"
-    refused = ServiceError(f"the Prefect server took no block {name!r} ({address.kind}) for {address}")
+    refused = ServiceError(
+        f"the Prefect server took no block {name!r} ({address.kind}) for {address}; is the address right?"
+    )
     there = _blocks(api).get(name)
     kind = _kind(api, address.kind)
     if there and there["block_type_id"] != kind["id"]:

@@ -46,7 +46,10 @@ def held(store: Store, named: Named) -> Artifact:
     kind, name = named.label.split("/")
     found = store.at(kind, name)
     if found.digest != named.digest:
-        raise ArtifactError(f"{named.label} holds {found.digest[:16]}… now, and the ledger knows {named.digest[:16]}…")
+        raise ArtifactError(
+            f"{named.label} holds {found.digest[:16]}… now, and the ledger knows {named.digest[:16]}…; put the "
+            "old files back, or promote another model"
+        )
     return found
 
 
@@ -78,10 +81,13 @@ def promote(store: Store, target: str, name: str, reason: str) -> tuple[Ledger, 
     reason = _reasoned(reason)
     model = find_artifact(store, target)
     if model.kind not in MODELS:
-        raise ConfigError(f"{target} is a {model.kind}; a champion is a checkpoint or weights")
+        raise ConfigError(f"{target} is of kind {model.kind}, and a champion is a checkpoint or weights; name one")
     name = name or _name_in(target) or _registered_name(store, model)
     if _registered_name(store, model) != name and not _has_version(store, name, model):
-        raise ConfigError(f"{model.label} is not registered as {name}, so its alias cannot stand on it")
+        raise ConfigError(
+            f"{model.label} is not registered as {name}, so its alias cannot stand on it; `gptflow sync` "
+            "registers what MLflow missed"
+        )
     standing(store, name)
     named = Named.of(model)
     return _written(store, name, lambda state: None if state.champion == named else Draft("promote", named, reason))

@@ -45,7 +45,9 @@ def switch(api: str, word: str | None, say: Say) -> None:
 
 def _switch(place: str, *, on: bool) -> None:
     if ask(place, {"active": on}, "PATCH") is None:
-        raise ServiceError(f"the Prefect server did not switch a schedule {'on' if on else 'off'} ({place})")
+        raise ServiceError(
+            f"the Prefect server did not switch a schedule {'on' if on else 'off'} ({place}); run `make up` again"
+        )
 
 
 def _schedules(api: str) -> Iterator[tuple[Key, str, bool]]:

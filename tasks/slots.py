@@ -54,5 +54,5 @@ def install(api: str, gpus: int, say: Callable[[str], None]) -> None:
     if not gpus or ask(f"{api}/v2/concurrency_limits/{GPU_LIMIT}") is not None:
         return
     if ask(f"{api}/v2/concurrency_limits/", {"name": GPU_LIMIT, "limit": gpus, "active": True}) is None:
-        raise ServiceError(f"the Prefect server refused the concurrency limit {GPU_LIMIT}")
+        raise ServiceError(f"the Prefect server refused the concurrency limit {GPU_LIMIT}; read .run/prefect.log")
     say(f"{'GPU slots':<15} {gpus}: trainings on a GPU wait for each other ({GPU_LIMIT})")

@@ -76,22 +76,16 @@ def unknown(name: str, trouble: str) -> ConfigError:
 
 @dataclass(frozen=True)
 class Difference:
-    """One setting with its value on either side; MISSING where a side does not have it."""
+    """One setting with its value on either side."""
 
     key: str
     a: Any
     b: Any
 
 
-MISSING = "(not recorded)"
-
-
 def differences(a: Named, b: Named) -> list[Difference]:
-    """Settings that are not the same on both sides, in the order of the file, in groups that both sides have."""
-    shared = {path[0] for path in a.values} & {path[0] for path in b.values}
-    found = []
-    for path in [*a.values, *(path for path in b.values if path not in a.values)]:
-        one, other = plain(a.values.get(path, MISSING)), plain(b.values.get(path, MISSING))
-        if path[0] in shared and one != other:
-            found.append(Difference(".".join(path), one, other))
-    return found
+    """Settings that both sides know and that are not the same, in the order of the file."""
+    both = (
+        (".".join(path), plain(value), plain(b.values[path])) for path, value in a.values.items() if path in b.values
+    )
+    return [Difference(*found) for found in both if found[1] != found[2]]

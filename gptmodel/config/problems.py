@@ -76,7 +76,7 @@ def _of_group(path: Place, text: str, cls: type[Any], origins: Mapping[Place, st
     names = _names(hint_of(cls, path)) if path else _names(cls)
     mentioned = [word for word in re.findall(r"\w+", text) if word in names]
     places = [origins[(*path, word)] for word in mentioned if (*path, word) in origins]
-    where = places[0] if places else written(path, origins)
+    where = places[0] if places else "" if mentioned else written(path, origins)
     begins = mentioned and text.startswith(mentioned[0])
     said = ".".join((*path, text)) if begins else f"{'.'.join(path)}: {text}".removeprefix(": ")
     return f"{where}: {said}" if where else said
@@ -87,6 +87,7 @@ def _instead(path: Place, cls: type[Any]) -> str:
     everywhere = list(_paths(cls))
     inside = [found for found in everywhere if found[:-1] == path[:-1]]
     same = [found for found in everywhere if found[-1] == path[-1]]
+    same = same or [found for found in everywhere if _is_short_for(path[-1], found[-1])]
     close = difflib.get_close_matches(path[-1], [found[-1] for found in inside], n=1)
     if close and not same:
         same = [(*path[:-1], close[0])]
@@ -98,6 +99,12 @@ def _instead(path: Place, cls: type[Any]) -> str:
     shared = max(_in_common(found, path) for found in same)
     best = [".".join(found) for found in same if _in_common(found, path) == shared]
     return f" (did you mean {' or '.join(best[:3])}?)"
+
+
+def _is_short_for(word: str, name: str) -> bool:
+    """Whether it is one of the name's words or its initials: steps or ms for max_steps."""
+    words = name.split("_")
+    return len(words) > 1 and (word in words or word == "".join(part[:1] for part in words))
 
 
 def _in_common(a: Place, b: Place) -> int:

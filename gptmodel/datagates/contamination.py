@@ -137,7 +137,9 @@ def read_benchmark(path: str) -> Iterator[tuple[int, str]]:
             f"benchmark file {path} cannot be read: {error.strerror}; mend data_gates.benchmark_files"
         ) from None
     except ValueError as error:  # not UTF-8, or not JSON
-        raise ConfigError(f"benchmark file {path} cannot be read: {error}") from None
+        raise ConfigError(
+            f"benchmark file {path} cannot be read: {error}; write text in UTF-8, or JSON lines"
+        ) from None
     if empty:
         raise ConfigError(f"benchmark file {path} holds no item; leave it out of data_gates.benchmark_files")
 

@@ -52,10 +52,12 @@ def export_gguf(model: GPT, target: Path, *, name: str) -> list[str]:
     if model.config.vocab_size != GPT2_VOCAB_SIZE:
         raise DataError(
             f"the model has {model.config.vocab_size:,} tokens, and a GGUF file needs their words; only GPT-2's "
-            f"{GPT2_VOCAB_SIZE:,} are known here"
+            f"{GPT2_VOCAB_SIZE:,} are known here; export it with --format hf"
         )
     if model.config.activation != "gelu_tanh":
-        raise DataError("llama.cpp computes GPT-2 with the tanh gelu, and this model has the exact one")
+        raise DataError(
+            "llama.cpp computes GPT-2 with the tanh gelu, and this model has the exact one; export it with --format hf"
+        )
     make_room(target, model)
     temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     try:

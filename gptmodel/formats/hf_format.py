@@ -151,7 +151,8 @@ def read_hf(directory: Path) -> HFModel:
         for key, info in read_header(directory / name).items():
             if _bare(key) in found:
                 raise CheckpointError(
-                    f"{_bare(key)} stands twice in the weights: in {name} and {holders.get(key, name)}"
+                    f"{_bare(key)} stands twice in the weights: in {name} and {holders.get(key, name)}; get the "
+                    "files again"
                 )
             found[_bare(key)] = info
             holders[key] = name
@@ -159,10 +160,15 @@ def read_hf(directory: Path) -> HFModel:
         wrong = sorted({*listed.items()} ^ {*holders.items()})[0][0]
         raise CheckpointError(f"{INDEX_FILE} and the files disagree about {wrong}; get the files again")
     if config.n_layer > len(found):  # before tables of the size that the config claims are made
-        raise CheckpointError(f"{CONFIG_FILE} has n_layer {config.n_layer:,}, and the weights {len(found):,} tensors")
+        raise CheckpointError(
+            f"{CONFIG_FILE} has n_layer {config.n_layer:,}, and the weights {len(found):,} tensors: they are not "
+            "of one model; get both again"
+        )
     check_tensors(str(directory), found, _expected(config, found))
     if odd := sorted(key for key, info in found.items() if _table(config.n_layer)[key] and info.dtype not in _FLOATS):
-        raise CheckpointError(f"{odd[0]} is {found[odd[0]].dtype}; weights must be {', '.join(_FLOATS.values())}")
+        raise CheckpointError(
+            f"{odd[0]} is {found[odd[0]].dtype}; weights must be {', '.join(_FLOATS.values())}; convert them"
+        )
     dtypes = sorted({_FLOATS[info.dtype] for key, info in found.items() if _table(config.n_layer)[key]})
     files = (CONFIG_FILE, *([INDEX_FILE] if listed is not None else []), *names)
     return HFModel(directory, config, files, "+".join(dtypes), holders)
@@ -258,10 +264,12 @@ def _weight_files(directory: Path) -> tuple[list[str], dict[str, str] | None]:
     if (directory / INDEX_FILE).is_file():
         listed = read_json(directory / INDEX_FILE).get("weight_map")
         if not isinstance(listed, dict) or not listed or not all(isinstance(n, str) for n in listed.values()):
-            raise CheckpointError(f"{directory / INDEX_FILE} has no weight_map")
+            raise CheckpointError(f"{directory / INDEX_FILE} has no weight_map; get the file again")
         names = sorted({*listed.values()})
         if outside := [n for n in names if PurePosixPath(n).name != n or not n.endswith(".safetensors")]:
-            raise CheckpointError(f"{INDEX_FILE} names {outside[0]!r}, which is not a .safetensors file beside it")
+            raise CheckpointError(
+                f"{INDEX_FILE} names {outside[0]!r}, which is not a .safetensors file beside it; get both again"
+            )
         return names, listed
     pickles = sorted(path.name for path in directory.glob("*.bin"))
     hint = "convert it where you trust it: GPT2LMHeadModel.from_pretrained(…).save_pretrained(…)"

@@ -88,10 +88,15 @@ def read_openai(directory: Path) -> OpenAIModel:
     bundle = read_bundle(directory / prefix)
     found = {name: TensorInfo(entry.dtype, entry.shape) for name, entry in bundle.entries.items()}
     if config.n_layer > len(found):  # before tables of the size that the settings claim are made
-        raise CheckpointError(f"{HPARAMS_FILE} has n_layer {config.n_layer:,}, and the weights {len(found):,} tensors")
+        raise CheckpointError(
+            f"{HPARAMS_FILE} has n_layer {config.n_layer:,}, and the weights {len(found):,} tensors: they are not "
+            "of one model; get both again"
+        )
     check_tensors(str(directory), found, _expected(config))
     if odd := [name for name, info in found.items() if info.dtype not in _FLOATS]:
-        raise CheckpointError(f"{min(odd)} is {found[min(odd)].dtype}; weights must be {', '.join(_FLOATS)}")
+        raise CheckpointError(
+            f"{min(odd)} is {found[min(odd)].dtype}; weights must be {', '.join(_FLOATS)}; convert them"
+        )
     state = (STATE_FILE,) if (directory / STATE_FILE).is_file() else ()
     vocabulary = tuple(name for name in FILES if (directory / name).is_file())
     files = (HPARAMS_FILE, *state, *vocabulary, *(path.name for path in bundle.files))
@@ -102,10 +107,12 @@ def prefix_of(state: str) -> str:
     """The prefix that a `checkpoint` file names: the last part of it, since TensorFlow writes whole paths."""
     found = _STATE_LINE.search(state)
     if found is None:
-        raise CheckpointError(f"the file `{STATE_FILE}` names no model_checkpoint_path")
+        raise CheckpointError(f"the file `{STATE_FILE}` names no model_checkpoint_path; get it again, or remove it")
     name = PurePosixPath(found[1]).name
     if name in ("", "..") or not name.isprintable() or len(name.encode()) > 200:
-        raise CheckpointError(f"the file `{STATE_FILE}` names {found[1][:80]!r}, which is no checkpoint")
+        raise CheckpointError(
+            f"the file `{STATE_FILE}` names {found[1][:80]!r}, which is no checkpoint; get it again, or remove it"
+        )
     return name
 
 
@@ -114,7 +121,9 @@ def _prefix(directory: Path) -> str:
     if not path.is_file():
         return PREFIX
     if path.stat().st_size > _LARGEST_STATE:
-        raise CheckpointError(f"{path} has {path.stat().st_size:,} bytes; it should be a few lines")
+        raise CheckpointError(
+            f"{path} has {path.stat().st_size:,} bytes; it should be a few lines; get it again, or remove it"
+        )
     return prefix_of(path.read_text(errors="replace"))
 
 
@@ -136,7 +145,7 @@ def _check_vocabulary(directory: Path) -> None:
         if (directory / name).is_file() and (found := sha256_file(directory / name)) != expected:
             raise DataError(
                 f"{directory / name} is not GPT-2's: sha256 {found[:16]}…, expected {expected[:16]}…; weights of "
-                "another vocabulary would read other words"
+                "another vocabulary would read other words; get the file again"
             )
 
 

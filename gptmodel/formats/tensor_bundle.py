@@ -105,14 +105,21 @@ def read_index(prefix: Path) -> TensorBundle:
                 raise MalformedError(f"{entry.name} stands twice")
             entries[entry.name] = entry
     except (MalformedError, UnicodeDecodeError) as error:
-        raise CheckpointError(f"{index} is no TensorFlow checkpoint index, or is damaged: {error}") from None
+        raise CheckpointError(
+            f"{index} is no TensorFlow checkpoint index, or is damaged: {error}; get it again"
+        ) from None
     if header is None or not entries:
-        raise CheckpointError(f"{index} names no tensor")
+        raise CheckpointError(f"{index} names no tensor; get it again")
     n_shards = _number(header, 1)
     if not 1 <= n_shards <= 99_999 or _number(header, 2) != 0:
-        raise CheckpointError(f"{index}: {n_shards} data files, byte order {_number(header, 2)}: not one we read")
+        raise CheckpointError(
+            f"{index}: {n_shards} data files, byte order {_number(header, 2)}, which is not read here; get it "
+            "again, or convert it"
+        )
     if stray := [e for e in entries.values() if not 0 <= e.shard < n_shards]:
-        raise CheckpointError(f"{index}: {stray[0].name} is said to lie in data file {stray[0].shard} of {n_shards}")
+        raise CheckpointError(
+            f"{index}: {stray[0].name} is said to lie in data file {stray[0].shard} of {n_shards}; get it again"
+        )
     return TensorBundle(prefix, entries, n_shards)
 
 
@@ -123,10 +130,10 @@ def _index_of(prefix: Path) -> Path:
 def _whole(index: Path) -> bytes:
     try:
         if (size := index.stat().st_size) > _LARGEST_INDEX:
-            raise CheckpointError(f"{index} has {size:,} bytes; an index has at most {_LARGEST_INDEX:,}")
+            raise CheckpointError(f"{index} has {size:,} bytes, and an index at most {_LARGEST_INDEX:,}; get it again")
         return index.read_bytes()
     except OSError as error:
-        raise CheckpointError(f"cannot read {index}: {error.strerror}") from None
+        raise CheckpointError(f"cannot read {index}: {error.strerror}; get all files of the checkpoint") from None
 
 
 def _check_data(bundle: TensorBundle) -> None:
@@ -136,7 +143,7 @@ def _check_data(bundle: TensorBundle) -> None:
         path = bundle.data_file(entry.shard)
         if entry.shard not in sizes:
             if not path.is_file():
-                raise CheckpointError(f"{path} is missing")
+                raise CheckpointError(f"{path} is missing; get all files of the checkpoint")
             sizes[entry.shard] = path.stat().st_size
         if entry.offset + entry.size > sizes[entry.shard]:
             raise CheckpointError(
@@ -148,7 +155,7 @@ def _check_data(bundle: TensorBundle) -> None:
         spans.sort()
         for (_, end, one), (start, _, other) in pairwise(spans):
             if start < end:
-                raise CheckpointError(f"{bundle.prefix}: the bytes of {one} and {other} overlap")
+                raise CheckpointError(f"{bundle.prefix}: the bytes of {one} and {other} overlap; get the index again")
 
 
 def _entry(name: str, fields: dict[int, list[Any]]) -> BundleEntry:

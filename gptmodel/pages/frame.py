@@ -76,4 +76,6 @@ def write_page(path: Path, page: str) -> None:
     try:
         write_atomic(path, page)
     except OSError as error:
-        raise StorageError(f"cannot write {path}: {(error.strerror or str(error)).lower()}") from None
+        raise StorageError(
+            f"cannot write {path}: {(error.strerror or str(error)).lower()}; name another place"
+        ) from None

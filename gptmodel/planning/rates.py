@@ -103,11 +103,17 @@ def load_rates(path: Path | None = None) -> Rates:
     try:
         data: Any = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise ConfigError(f"cannot read the rates in {path}: {error.strerror}") from None
+        raise ConfigError(f"cannot read the rates in {path}: {error.strerror}; is the path right?") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
     try:
         return adapter(Rates).validate_python(data)
     except ValidationError as error:
-        told = [f"{path}: {'.'.join(map(str, e['loc'])) or 'the file'}: {e['msg']}" for e in error.errors()]
+        lost = [".".join(map(str, e["loc"])) for e in error.errors() if e["type"] == "missing"]
+        told = [
+            f"{path}: {'.'.join(map(str, e['loc'])) or 'the file'}: {e['msg']}; it is {str(e['input'])[:60]!r}"
+            for e in error.errors()
+            if e["type"] != "missing"
+        ]
+        told += [f"{path} lacks {', '.join(lost)}; start from a copy of {SHIPPED}"] if lost else []
         raise ConfigError(told) from None

@@ -53,7 +53,9 @@ def _read(path: Path) -> Job:
     try:
         return Job(**json.loads(path.read_text()))
     except (OSError, ValueError, TypeError) as error:
-        raise ConfigError(f"{path} is no job of a training run ({error})") from None
+        raise ConfigError(
+            f"{path} is no job of a training run ({error}); give the job.json of one, in .runs of the store"
+        ) from None
 
 
 def replay(job: Job, step: int) -> Iterator[str]:

@@ -47,7 +47,7 @@ def judge(ratings: Artifact, model: str, requirements: Sequence[Requirement]) ->
     rated = models_of(ratings)
     model = model or rated[0]
     if model not in rated:
-        raise ConfigError(f"{ratings.label} rates {', '.join(rated)}, and not {model}")
+        raise ConfigError(f"{ratings.label} rates {', '.join(rated)}, and not {model}; name one of them")
     figures = ratings.summary["models"][model]
     verdicts = []
     for wanted in requirements:

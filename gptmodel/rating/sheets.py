@@ -103,7 +103,7 @@ def rows_of(path: Path, needed: Sequence[str]) -> tuple[list[str], list[tuple[in
             raise DataError(f"{path} has {path.stat().st_size:,} bytes, which is no sheet of ratings")
         text = path.read_bytes().decode("utf-8-sig")
     except OSError as error:
-        raise DataError(f"{path} cannot be read: {error.strerror}") from None
+        raise DataError(f"{path} cannot be read: {error.strerror}; is the path right?") from None
     except UnicodeDecodeError as error:
         raise DataError(f"{path} is not UTF-8 at byte {error.start:,}; save it as 'CSV UTF-8'") from None
     head = text.split("\n", 1)[0]

@@ -108,7 +108,9 @@ def _read_whole(label: str, path: Path) -> str:
     try:
         return sha256_file(path)
     except OSError as error:
-        raise ArtifactError(f"{label}: {path} cannot be read: {error.strerror}") from None
+        raise ArtifactError(
+            f"{label}: {path} cannot be read: {error.strerror}; give this user the right to read it"
+        ) from None
 
 
 def load_artifact(path: Path) -> Artifact:

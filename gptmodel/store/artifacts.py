@@ -208,7 +208,9 @@ class Store:
             found = self.directories(kinds.strip("*"), stem[:NAME_CHARS])
         if len(found) != 1:
             what = "no artifact" if not found else f"{len(found)} artifacts"
-            raise ArtifactError(f"{what} in {self.root} for {name!r}; give kind/fingerprint or the path of one")
+            raise ArtifactError(
+                f"{what} in {self.root} for {name!r}; give kind/fingerprint or a path (`gptflow store ls` lists them)"
+            )
         return found[0]
 
     def resolve(self, name: str, kind: str = "") -> Artifact:
@@ -217,19 +219,21 @@ class Store:
         is_ours = path.parent.parent.resolve() == self.root.resolve()
         artifact = self.at(path.parent.name, path.name) if is_ours else load_artifact(path)
         if kind and artifact.kind != kind:
-            raise ArtifactError(f"{name} is a {artifact.kind}, and a {kind} is needed")
+            raise ArtifactError(
+                f"{name} is of kind {artifact.kind}, and {kind} is needed; `gptflow store ls` lists them"
+            )
         return artifact
 
     def input_of(self, artifact: Artifact, kind: str) -> Artifact:
         """The input of this kind, found in the same store and checked against the recorded digest."""
         ref = next((ref for ref in artifact.request.inputs if ref.kind == kind), None)
         if ref is None:
-            raise ArtifactError(f"{artifact.label} has no input of kind {kind}")
+            raise ArtifactError(f"{artifact.label} was made from no {kind}; name an artifact that was")
         found = self.at(ref.kind, ref.fingerprint[:NAME_CHARS])
         if found.digest != ref.digest:
             raise ArtifactError(
                 f"{artifact.label} was made from {kind} {ref.digest[:16]}…, but {found.label} now holds "
-                f"{found.digest[:16]}…"
+                f"{found.digest[:16]}…; put the old files back, or run the step that makes {artifact.label} again"
             )
         return found
 

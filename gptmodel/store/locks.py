@@ -105,7 +105,7 @@ def _acquire(file: IO[str], what: str, wait: bool) -> None:
         except BlockingIOError:
             holder = _name(_read(file)) or "a run that is just starting"
             if not wait:
-                raise LockHeldError(f"{what} is being written by {holder}; wait for it, or stop it") from None
+                raise LockHeldError(f"{what} is being written by {holder}; wait for it (--wait), or stop it") from None
             if not told:
                 log.info("%s: waiting for %s", what, holder)
                 told = True

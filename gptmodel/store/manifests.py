@@ -170,9 +170,11 @@ def read_manifest(directory: Path, *, whole: bool = True) -> Manifest:
         found = parse(_bytes_of(path))
         wrong = found.disagreements() if whole else []
     except FileNotFoundError:
-        raise ArtifactError(f"no artifact at {directory}: it has no {MANIFEST}") from None
+        raise ArtifactError(
+            f"no artifact at {directory}: it has no {MANIFEST}; `gptflow store ls` lists what there is"
+        ) from None
     except OSError as error:
-        raise ArtifactError(f"{path} cannot be read: {error.strerror}") from None
+        raise ArtifactError(f"{path} cannot be read: {error.strerror}; give this user the right to read it") from None
     except (ValueError, RecursionError) as error:
         raise ArtifactError(f"{path} is damaged ({one_line(error)}); {remedy}") from None
     if wrong:

@@ -19,7 +19,7 @@ from gptmodel.config import ModelConfig, TrainConfig
 from gptmodel.errors import GptflowError, StorageError
 
 _FULL = {errno.ENOSPC, errno.EDQUOT}
-_CLOSED = {errno.EROFS, errno.EACCES, errno.EPERM}
+_CLOSED = {errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR}
 # safetensors has no errno, and pyarrow's stands in its text.
 _IN_WORDS = re.compile(r"\(os error (\d+)\)|\[errno (\d+)\]", re.IGNORECASE)
 _NO_SPACE_IN_WORDS = re.compile(r"not enough disk space|no space left on device|disk quota exceeded", re.IGNORECASE)
@@ -111,7 +111,7 @@ def explained(
             return StorageError(f"{_full(what, where, needed, code)}, or {_other_place(setting)}")
         if code in _CLOSED:
             reason = "it is on a read-only file system" if code == errno.EROFS else os.strerror(code).lower()
-            right = "" if code == errno.EROFS else "give this user the right, or "
+            right = "give this user the right, or " if code in (errno.EACCES, errno.EPERM) else ""
             place = getattr(cause, "filename", None) or where
             return StorageError(f"cannot write {what}: {place}: {reason}; {right}{_other_place(setting)}")
         seen.append(cause)

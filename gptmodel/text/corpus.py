@@ -243,7 +243,8 @@ def _check_split(counts: Counts, config: CorpusConfig, source: Source) -> None:
     if not counts.documents:
         raise DataError(
             f"no document is left of {counts.texts_read:,} texts: {counts.empty_dropped:,} empty, "
-            f"{counts.null_dropped:,} null, {counts.duplicates_dropped:,} duplicates, {counts.invalid_utf8:,} invalid"
+            f"{counts.null_dropped:,} null, {counts.duplicates_dropped:,} duplicates, {counts.invalid_utf8:,} invalid; "
+            "look at what corpus.source takes"
         )
     missing = [s for s in _SPLITS if not getattr(counts, f"{s}_documents")]
     if missing:

@@ -106,9 +106,11 @@ def download_if_changed(
         require(total, target.parent, f"the download of {shown(url)}")
         have = _receive(response, target, 0, total, shown(url))
         if not length and "chunked" not in response.headers.get("Transfer-Encoding", ""):
-            raise NetworkError(f"{shown(url)}: the server gave no length, so it may have been cut short")
+            raise NetworkError(
+                f"{shown(url)}: the server gave no length, so it may have been cut short; run the same again"
+            )
         if total and have != total:
-            raise NetworkError(f"{shown(url)}: {have:,} of {total:,} bytes came")
+            raise NetworkError(f"{shown(url)}: {have:,} of {total:,} bytes came; run the same again")
         said = {"etag": response.headers.get("ETag", ""), "last_modified": response.headers.get("Last-Modified", "")}
     return {name: value for name, value in said.items() if value}
 
@@ -149,7 +151,10 @@ def _fetch(url: str, part: Path, timeout: float, allow_private: bool) -> bool:
         if response.status_code == 206 and have:
             if not response.headers.get("Content-Range", "").startswith(f"bytes {have}-"):
                 part.unlink()
-                raise DataError(f"{shown(url)}: the server sent another part of the file than was asked for")
+                raise DataError(
+                    f"{shown(url)}: the server sent another part of the file than was asked for; deleted, run the "
+                    "same again"
+                )
         else:
             have = 0
         length = response.headers.get("Content-Length", "")
@@ -158,7 +163,7 @@ def _fetch(url: str, part: Path, timeout: float, allow_private: bool) -> bool:
         require(total - have, part.parent, f"the download of {shown(url)}")
         have = _receive(response, part, have, total, shown(url))
     if total and have != total:
-        raise NetworkError(f"{shown(url)}: {have:,} of {total:,} bytes came")
+        raise NetworkError(f"{shown(url)}: {have:,} of {total:,} bytes came; run the same again")
     return framed
 
 
@@ -167,7 +172,9 @@ def _is_all(response: httpx.Response, part: Path, have: int, name: str) -> bool:
     length: str = response.headers.get("Content-Range", "").removeprefix("bytes */")
     if length.isdigit() and int(length) != have:
         part.unlink()
-        raise NetworkError(f"{name}: what came earlier is not of this file ({have:,} bytes of {length}); deleted")
+        raise NetworkError(
+            f"{name}: what came earlier is not of this file ({have:,} bytes of {length}); deleted, run the same again"
+        )
     return length.isdigit()
 
 
@@ -181,10 +188,14 @@ def _receive(response: httpx.Response, part: Path, have: int, total: int, name: 
                 have += len(chunk)
                 meter(have)
     except httpx.HTTPError as error:
-        raise NetworkError(f"{name}: cut off after {have:,} bytes ({type(error).__name__})") from None
+        raise NetworkError(
+            f"{name}: cut off after {have:,} bytes ({type(error).__name__}); run the same again, it goes on from there"
+        ) from None
     except OSError as error:
         told = explained(error, f"the download of {name}", part.parent, total)
-        raise told or DataError(f"{name}: cannot write {part}: {error.strerror}") from None
+        raise told or DataError(
+            f"{name}: cannot write {part}: {error.strerror}; is GPTFLOW_STORE a place that may be written to?"
+        ) from None
     return have
 
 
@@ -203,9 +214,11 @@ def _open(url: str, headers: dict[str, str], timeout: float, allow_private: bool
                         return
                     url = urljoin(url, response.headers["Location"])
             except (httpx.InvalidURL, ValueError) as error:
-                raise DataError(f"{asked}: not a URL ({error})") from None
+                raise DataError(f"{asked}: not a URL ({error}); check the address") from None
             except httpx.TransportError as error:
-                raise NetworkError(f"{asked}: no answer ({type(error).__name__}: {error})") from None
+                raise NetworkError(
+                    f"{asked}: no answer ({type(error).__name__}: {error}); is the network up?"
+                ) from None
     raise DataError(f"{asked}: more than {_REDIRECTS} redirects; check the address")
 
 
@@ -239,17 +252,17 @@ def _check_address(url: str, came_from: str, allow_private: bool) -> None:
         parts = urlsplit(url)
         host, port = parts.hostname, parts.port
     except ValueError as error:
-        raise DataError(f"{where} is not a URL ({error})") from None
+        raise DataError(f"{where} is not a URL ({error}); check the address") from None
     if parts.scheme not in ("http", "https") or not host:
-        raise DataError(f"{where} is not an http(s) address")
+        raise DataError(f"{where} is not an http(s) address; give one that begins with https:// or http://")
     if allow_private:
         return
     try:
         found = socket.getaddrinfo(host, port or parts.scheme, proto=socket.IPPROTO_TCP)
     except UnicodeError:
-        raise DataError(f"{where} has no usable host name ({host})") from None
+        raise DataError(f"{where} has no usable host name ({host}); check the address") from None
     except OSError as error:
-        raise NetworkError(f"{where}: cannot find {host} ({error})") from None
+        raise NetworkError(f"{where}: cannot find {host} ({error}); is the name right, and the network up?") from None
     if not all(_is_public(str(address[0])) for *_, address in found):
         raise DataError(
             f"{where} is a private address; allow it with corpus.source.allow_private_addresses=true "

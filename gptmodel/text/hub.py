@@ -94,7 +94,10 @@ def hub_documents(config: SourceConfig, revision: str) -> Iterator[str | None]:
                 )
             text = row[config.text_column]
             if text is not None and not isinstance(text, str):
-                raise DataError(f"{config.dataset}: {config.text_column!r} holds {type(text).__name__}, not text")
+                raise DataError(
+                    f"{config.dataset}: {config.text_column!r} holds {type(text).__name__}, not text; set "
+                    "corpus.source.text_column"
+                )
             yield text
     except GptflowError:
         raise

@@ -55,7 +55,7 @@ class SourceFile:
             seen = size_and_time(path)
             return cls(name, path, sha256_file(path), seen)
         except OSError as error:
-            raise DataError(f"cannot read {path}: {error.strerror}") from None
+            raise DataError(f"cannot read {path}: {error.strerror}; give this user the right to read it") from None
 
     def check_unchanged(self) -> None:
         """DataError if the file was written since it was hashed: the corpus would bear the wrong name."""
@@ -84,9 +84,11 @@ def _plain(file: SourceFile, kind: str, column: str) -> Iterator[RawText]:
             else:
                 yield from _jsonl(opened, file.name, column)
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-        raise DataError(f"{file.name} is no whole gzip file ({error})") from None
+        raise DataError(
+            f"{file.name} is no whole gzip file ({error}); get it again, or leave it out of corpus.source.paths"
+        ) from None
     except OSError as error:
-        raise DataError(f"cannot read {file.path}: {error.strerror}") from None
+        raise DataError(f"cannot read {file.path}: {error.strerror}; give this user the right to read it") from None
 
 
 def format_of(file: SourceFile, config: SourceConfig) -> str:
@@ -118,12 +120,14 @@ def _jsonl(lines: IO[bytes], name: str, column: str) -> Iterator[RawText]:
         try:
             row = json.loads(line.decode("utf-8", "surrogateescape"))
         except (ValueError, RecursionError) as error:
-            raise DataError(f"{where} is not JSON ({error})") from None
+            raise DataError(f"{where} is not JSON ({error}); mend that line, or set corpus.source.format") from None
         if not isinstance(row, dict) or column not in row:
-            raise DataError(f"{where} has no field {column!r}; set corpus.source.text_column")
+            raise DataError(f"{where} has no field {column!r}; set corpus.source.text_column to one that it has")
         text = row[column]
         if text is not None and not isinstance(text, str):
-            raise DataError(f"{where}: field {column!r} holds {type(text).__name__}, not text")
+            raise DataError(
+                f"{where}: field {column!r} holds {type(text).__name__}, not text; set corpus.source.text_column"
+            )
         yield RawText(text, where)
 
 
@@ -144,14 +148,18 @@ def _parquet(file: SourceFile, column: str) -> Iterator[RawText]:
         with pq.ParquetFile(file.path) as table:
             names = table.schema_arrow.names
             if column not in names:
-                raise DataError(f"{file.name} has no column {column!r}; it has {', '.join(names)}")
+                raise DataError(
+                    f"{file.name} has no column {column!r}; set corpus.source.text_column to one of {', '.join(names)}"
+                )
             kind = table.schema_arrow.field(column).type
             if not (pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)):
-                raise DataError(f"{file.name}: column {column!r} holds {kind}, not text")
+                raise DataError(f"{file.name}: column {column!r} holds {kind}, not text; set corpus.source.text_column")
             number = 0
             for batch in table.iter_batches(_PARQUET_ROWS, columns=[column]):
                 for value in batch.column(0).cast(pa.large_binary()):
                     yield RawText(_bounded(value.as_py(), f"{file.name}#{number}"), f"{file.name}#{number}")
                     number += 1
     except (pa.ArrowException, OSError) as error:
-        raise DataError(f"{file.name} is no readable Parquet file ({str(error).splitlines()[0]})") from None
+        raise DataError(
+            f"{file.name} is no readable Parquet file ({str(error).splitlines()[0]}); get it again"
+        ) from None

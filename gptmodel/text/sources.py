@@ -147,7 +147,9 @@ def _embedded(config: SourceConfig) -> list[tuple[str, Path]]:
     folder = Path(spec.submodule_search_locations[0]) / "data" / "speeches"
     found = [p for p in sorted(folder.glob("*.txt")) if config.first_year <= int(p.name[:4]) <= config.last_year]
     if not found:
-        raise DataError(f"no address between {config.first_year} and {config.last_year}; the years are 1790 to 2026")
+        raise DataError(
+            f"no address from {config.first_year} to {config.last_year}; there are some of most years from 1790 to 2026"
+        )
     return [(path.name, path) for path in found]
 
 

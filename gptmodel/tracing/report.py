@@ -145,7 +145,8 @@ def _asked_for(tracer: Tracer, corpus: Artifact | None, asked: Asked) -> tuple[d
     if corpus is None:
         if asked.text:
             raise ArtifactError(
-                f"{tracer.training.shards.label}: its corpus is not in the store, so text cannot be found"
+                f"{tracer.training.shards.label}: its corpus is not in the store, so text cannot be found; ask by "
+                "--document or --step"
             )
         place = tracer.place(asked.document)
         if place is None:

@@ -106,9 +106,12 @@ def unfinished_training(store: Store, run_dir: Path) -> TracedTraining:
         shards = _moved(store, Path(told["shards"]))
         init = _first_weights(store, Path(told["init_from"]), told["init_digest"]) if told["init_from"] else None
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ArtifactError(f"{job} is no job of a training run ({error})") from None
+        raise ArtifactError(f"{job} is no job of a training run ({error}); put it back from a backup") from None
     if shards.digest != digest:
-        raise ArtifactError(f"{shards.label} now holds {shards.digest[:16]}…, and this run began with {digest[:16]}…")
+        raise ArtifactError(
+            f"{shards.label} now holds {shards.digest[:16]}…, and this run began with {digest[:16]}…; put the old "
+            "files back"
+        )
     lines = list(read_lines(run_dir / "metrics.jsonl"))
     made = max((line["step"] for line in lines), default=0)
     left_out = [line["decision"]["left_out"] for line in lines if "decision" in line]
@@ -137,7 +140,7 @@ def find_unfinished(store: Store, name: str) -> Path | None:
     open_ones = [path for path in found if not (store.root / KIND / path.name).exists()]
     if len(open_ones) > 1:
         names = ", ".join(sorted(path.name for path in open_ones))
-        raise ArtifactError(f"{len(open_ones)} unfinished runs in {store.root} for {name!r}: {names}")
+        raise ArtifactError(f"{len(open_ones)} unfinished runs in {store.root} for {name!r}; name one: {names}")
     return open_ones[0] if open_ones else None
 
 

@@ -187,7 +187,10 @@ class Trainer:
             dist.barrier()  # the others read what rank 0 wrote
         earlier = self.checkpoints.load_newest(self.model, self.optimizer, up_to=state.anchor)
         if earlier is None:
-            raise TrainingError(f"a spike at step {state.step + 1}, and no valid checkpoint to go back to")
+            raise TrainingError(
+                f"a spike at step {state.step + 1}, and no valid checkpoint to go back to; lower the learning "
+                "rate, or set train.on_spike=skip"
+            )
         state.recent_losses = earlier.recent_losses
         return earlier.step
 

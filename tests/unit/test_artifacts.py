@@ -313,7 +313,8 @@ def test_what_is_closed_to_us_is_listed_and_never_taken_for_gone(store: Store, a
     assert as_nobody(store.root, look=store.directories) == str([artifact.path])
     for look in (lambda: store.find(REQUEST), lambda: list(store.artifacts()), lambda: store.resolve(artifact.label)):
         said = as_nobody(store.root, look=look)
-        assert said == f"ArtifactError: {artifact.path / MANIFEST} cannot be read: Permission denied"
+        wanted = f"{artifact.path / MANIFEST} cannot be read: Permission denied; give this user the right to read it"
+        assert said == f"ArtifactError: {wanted}"
     assert as_nobody(store.root, look=lambda: store.locate(str(artifact.path))) == str(artifact.path)
     artifact.path.parent.chmod(0o700)
     said = as_nobody(store.root, look=store.directories)

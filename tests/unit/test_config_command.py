@@ -37,8 +37,7 @@ def told(*words: str) -> Any:
 
 
 def differing(a: str, b: str) -> list[str]:
-    found = told("diff", a, b)["differences"]
-    return [each["key"] for each in found if each["b"] != "(not recorded)"]
+    return [each["key"] for each in told("diff", a, b)["differences"]]
 
 
 def problems_of(*words: str) -> list[str]:
@@ -218,6 +217,11 @@ def test_words_mean_what_people_read(tmp_path: Path, path: str, text: str, value
         assert type(flat(found)[tuple(path.split("."))]) in (list, type(value))
 
 
+@pytest.mark.parametrize("text", ["# a", "a: b", "[x", "'quoted'", "a #b", "~"])
+def test_a_text_on_the_command_line_is_taken_as_it_stands(text: str) -> None:
+    assert load_config(sets=[f"corpus.split_key={text}"]).corpus.split_key == text
+
+
 def test_an_off_that_yaml_1_1_made_false_is_off() -> None:
     assert yaml.safe_load("off") is False  # as Prefect reads prefect.yaml
     assert load_config(overrides={"data_gates": {"pii": False}}).data_gates.pii == "off"
@@ -231,6 +235,7 @@ def test_an_off_that_yaml_1_1_made_false_is_off() -> None:
         ("train: [\n", ":2:1: not valid YAML: "),
         ("train:\n  max_steps: many\n", ":2: train.max_steps is 'many'; give a whole number"),
         ("train:\n  max_steps:\n", ":2: train.max_steps is empty; give a whole number, or leave the line out"),
+        ("train:\n  max_steps:\n    many\n", ":2: train.max_steps is 'many'; give a whole number"),
         ("train:\n  compile: perhaps\n", ":2: train.compile is 'perhaps'; give true or false"),
         (
             "train:\n  precision: float16\n",
@@ -244,7 +249,8 @@ def test_an_off_that_yaml_1_1_made_false_is_off() -> None:
             ":4: evaluate.decodings.1.top_k is -1; give",
         ),
         ("max_steps: 5\n", ":1: unknown setting max_steps (did you mean train.max_steps?)"),
-        ("train:\n  warmup: 5\n", ":2: unknown setting train.warmup"),
+        ("train:\n  lr: 5\n", ":2: unknown setting train.lr (did you mean train.optimizer.learning_rate?)"),
+        ("train:\n  warmup: 5\n", ":2: unknown setting train.warmup (did you mean train.optimizer.warmup_steps?)"),
         ("train: 5\n", ":1: train is a group of settings, not 5; set one: max_steps, batch_size"),
         ("# a\nmodel:\n  n_embd: 64\n  n_head: 5\n", ":3: model.n_embd 64 is not divisible by n_head 5"),
         ("train:\n  seed: 1\n  batch_size: 9\n", ":3: train.batch_size 9 is not a multiple of micro_batch_size 8"),
@@ -277,6 +283,8 @@ def test_a_later_layer_answers_for_what_it_changed(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"^--set train.batch_size=10: train.batch_size 10 is not"):
         load_config(file=file, sets=["train.batch_size=10"])
     assert load_config(file=file, sets=["train.batch_size=16"]).train.batch_size == 16
+    with pytest.raises(ConfigError, match=r"^train.batch_size 10 is not"):
+        load_config(file=file, overrides={"train": {"batch_size": 10}})
 
 
 def test_merged_keys_of_an_anchor_are_not_twins(tmp_path: Path) -> None:

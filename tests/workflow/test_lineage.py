@@ -95,7 +95,7 @@ def test_a_model_is_found_by_all_its_names(here: Known, way: str) -> None:
     name = WAYS[way](here)
     assert find_artifact(here.store, name).fingerprint == here.model.fingerprint
     assert find_artifact(here.store, name, "checkpoint").fingerprint == here.model.fingerprint
-    with pytest.raises(ArtifactError, match="is a checkpoint, and a shards is needed"):
+    with pytest.raises(ArtifactError, match="is of kind checkpoint, and shards is needed"):
         find_artifact(here.store, name, "shards")
 
 
