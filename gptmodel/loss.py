@@ -64,6 +64,7 @@ def token_losses(x_BTC: Tensor, weight_VC: Tensor, targets_BT: Tensor) -> Tensor
     for rows, logits_RV, _, _ in _logits(x_NC, weight_VC):
         for part, logprobs_PV in _logprobs(logits_RV, rows.start):
             losses_N[part] = -logprobs_PV.gather(1, targets_N[part, None])[:, 0]
+        del logits_RV
     return losses_N.view(targets_BT.shape)
 
 
@@ -90,6 +91,7 @@ def token_scores(x_BTC: Tensor, weight_VC: Tensor, targets_BT: Tensor) -> TokenS
             nats_N[part] = -target_P1[:, 0]
             rank_N[part] = _at_least(logprobs_PV, target_P1)
             top_N[part] = logprobs_PV.amax(1).exp()
+        del logits_RV
     return TokenScores(*(scored_N.view(targets_BT.shape) for scored_N in (nats_N, rank_N, top_N)))
 
 
@@ -124,6 +126,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
                 grad_weight_VC.addmm_(grad_RV.T, x_RC)
             else:
                 grad_weight_VC += grad_RV.T @ x_RC
+            del logits_RV, grad_RV
         n = max(1, len(targets_N))
         ctx.save_for_backward(grad_x_NC.div_(n), grad_weight_VC.div_(n).to(weight_VC.dtype))
         return total / n
@@ -138,7 +141,8 @@ class _LinearCrossEntropy(torch.autograd.Function):
 def _logits(x_NC: Tensor, weight_VC: Tensor, *, evenly: bool = False) -> Iterator[tuple[slice, Tensor, Tensor, Tensor]]:
     """For each chunk its rows, its logits, and x and weight, all in the dtype of the products.
 
-    Even chunks make better products; the others are of a size that does not depend on how many rows there are.
+    Who has done with a chunk's logits must let go of them (`del`), or the next chunk is made beside them. Even chunks
+    make better products; the others are of a size that does not depend on how many rows there are.
     """
     device = x_NC.device.type
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight_VC.dtype
@@ -151,6 +155,7 @@ def _logits(x_NC: Tensor, weight_VC: Tensor, *, evenly: bool = False) -> Iterato
         with torch.autocast(device, enabled=False):
             logits_RV = x_NC[rows] @ weight_VC.T
         yield rows, logits_RV, x_NC[rows], weight_VC
+        del logits_RV
 
 
 def _logprobs(logits_RV: Tensor, start: int) -> Iterator[tuple[slice, Tensor]]:
