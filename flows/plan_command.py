@@ -46,6 +46,7 @@ def plan(what: str, as_json: bool, rates_file: Path | None, **given: Any) -> Non
     given["rates_given"] = rates_file is not None
     if given["plot"] and not given["best_for"]:
         raise ConfigError("--plot draws the answer of --best-for; give both, such as --best-for 1e18 --plot best.png")
+    _check_question(what, given)
     if given["report"]:
         found, told = _report()
     elif given["best_for"] is not None:
@@ -58,6 +59,20 @@ def plan(what: str, as_json: bool, rates_file: Path | None, **given: Any) -> Non
         click.echo(json.dumps(told, ensure_ascii=False))
     else:
         _show(found)
+
+
+def _check_question(what: str, given: dict[str, Any]) -> None:
+    """ConfigError for what would be passed over in silence."""
+    best = given["best_for"] is not None
+    if given["report"] and best:
+        raise ConfigError("--report and --best-for are two questions; ask one at a time")
+    if not (given["report"] or best or what in EXAMPLES):
+        return
+    whom = "--report" if given["report"] else "--best-for" if best else f"a published training, {what}"
+    names = {"--config": "file", "--set": "sets", "--shards": "shards", "--on": "on", "--mfu": "mfu"}
+    idle = [name for name, key in names.items() if given[key]] + ["--devices"] * (given["devices"] != 1)
+    if idle:
+        raise ConfigError(f"{idle[0]} says nothing to {whom}; leave it out")
 
 
 def _report() -> tuple[list[Section], dict[str, Any]]:
@@ -92,10 +107,11 @@ def _example(what: str, rates: Rates, grid: str) -> tuple[list[Section], dict[st
 
 def _training(what: str, rates: Rates, given: dict[str, Any]) -> tuple[list[Section], dict[str, Any]]:
     from gptmodel.planning.budget import over_budget
+    from gptmodel.planning.budget_text import budget_section
     from gptmodel.planning.forecast import forecast, measure
-    from gptmodel.planning.plan_text import budget_section, sections
+    from gptmodel.planning.past import correction, past
+    from gptmodel.planning.plan_text import sections
     from gptmodel.planning.rates import load_rates
-    from gptmodel.planning.score import correction
     from gptmodel.store.artifacts import open_store
 
     config = _settings(what, given["file"], given["sets"])
@@ -108,13 +124,14 @@ def _training(what: str, rates: Rates, given: dict[str, Any]) -> tuple[list[Sect
     reckon = {name: given[name] for name in ("on", "devices", "mfu", "grid")}
     forecast(config, rates, **reckon)  # a wrong argument is told before minutes are spent on measuring
     trial = measure(config, given["trial_steps"]) if given["measure"] else None
-    factor = correction(open_store(), trial) if trial else 1.0
+    known: dict[str, Any] = {"trial": trial, "past": past(open_store(), config)}
+    known |= {"correction": correction(open_store(), trial)} if trial else {}
     tokens = {name: summary.get(name, 0) for name in ("train_tokens", "validation_tokens")}
-    found = forecast(config, rates, trial=trial, **tokens, **reckon, correction=factor)
+    found = forecast(config, rates, **known, **tokens, **reckon)
     if not budget.is_set:
         return sections(found, rates), found.plain()
-    over = over_budget(config, found, max(1, config.train.processes))
-    return [*sections(found, rates), budget_section(found, over)], {**found.plain(), "over_budget": over}
+    words = [*sections(found, rates), budget_section(config, found)]
+    return words, {**found.plain(), "over_budget": over_budget(config, found)}
 
 
 def _settings(what: str, file: Path | None, sets: tuple[str, ...]) -> PipelineConfig:
@@ -139,6 +156,8 @@ def _advice(flops: float, plot: Path | None) -> tuple[list[Section], dict[str, A
     if not 1e12 <= flops <= 1e30:
         raise ConfigError(f"--best-for is {flops:g}; give floating-point operations from 1e12 to 1e30, such as 1e18")
     found = advise(flops)
+    if plot is not None and (plot.is_dir() or not plot.absolute().parent.is_dir()):
+        raise ConfigError(f"--plot is {plot}; give a file in a folder that is there, such as best.png")
     if plot is not None:
         from gptmodel.planning.pictures import save_advice
 

@@ -16,7 +16,9 @@ _ACTIVATION_BYTES = (
 )
 _RESIDUAL_BYTES = 8  # and, per token, layer and unit of width, the residual stream in float32 at two places
 _BLOCK = 256  # queries at once in `gptmodel.attention`, which this module cannot ask: it imports torch
-_LOGITS = 1 << 25  # that are there at one time (`gptmodel.loss` takes so many), and once more as their gradient
+_LOGITS_BYTES = 1 << 27  # that are there at one time, as `gptmodel.loss` takes them
+_FRAMEWORK = 330_000_000  # Python and the libraries in a training process on a processor, as measured
+_SUMMED = 4  # gradients of the token table at the end of the backward pass, as measured: head and lookup are summed
 
 
 @dataclass(frozen=True)
@@ -57,7 +59,7 @@ class Flops:
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes on one device while it trains."""
+    """Bytes on one device while it trains; on a processor, of one process."""
 
     weights: int
     gradients: int
@@ -66,12 +68,27 @@ class Memory:
     activations: int
     """Of one micro-batch, kept for the way back."""
     logits: int
+    """Of some rows at a time, which become their own gradient."""
+    head: int
+    """Gradient of the token table that the loss makes on the way."""
     casts: int
     """bfloat16 copies of the weights, under autocast."""
+    copies: int
+    """Of weights and moments while a checkpoint is written; in the host's memory where there is a GPU."""
+    framework: int
+    """Python and its libraries; on a GPU a few hundred MB more than is counted."""
+    summed: int
+    """Gradients of the token table while those of head and lookup are summed."""
+    accumulates: bool
+    """There is more than one micro-batch in a step, so that gradients lie beside activations."""
 
     @property
     def total(self) -> int:
-        return self.weights + self.gradients + self.optimizer + self.activations + self.logits + self.casts
+        """The most at one time: activations and all gradients are not there together, but where a step accumulates."""
+        always = self.weights + self.optimizer + self.copies + self.framework
+        forward = self.activations + self.logits + self.head + self.casts
+        backward = self.gradients + self.summed
+        return always + max(forward + (self.gradients if self.accumulates else 0), backward)
 
 
 def count_parameters(model: ModelConfig) -> Parameters:
@@ -107,37 +124,54 @@ def kept_probabilities(context_length: int) -> int:
 
 
 def memory(
-    model: ModelConfig, micro_batch_size: int, *, bfloat16: bool, keeps_attention: bool = False, muon: bool = False
+    model: ModelConfig,
+    micro_batch_size: int,
+    *,
+    bfloat16: bool,
+    on_cpu: bool = False,
+    muon: bool = False,
+    accumulates: bool = False,
 ) -> Memory:
     """Estimate for a device that holds the whole model.
 
-    Attention stores its matrix only where `keeps_attention`: bfloat16 on a processor, without dropout.
-
-    Activations by Korthikanti et al. 2022 without the attention matrix, and twice that where all is float32. The
-    caching allocator's own waste and the framework's few hundred MB come on top.
+    Attention stores its matrix only in bfloat16 on a processor, without dropout. Activations by Korthikanti et al. 2022
+    without that matrix, and twice that where all is float32. On a GPU the caching allocator's waste and the framework's
+    few hundred MB come on top.
     """
-    N = count_parameters(model).total
+    found = count_parameters(model)
+    N, L, V = found.total, model.n_layer, model.vocab_size
     tokens = micro_batch_size * model.context_length
     a_place = _ACTIVATION_BYTES + _RESIDUAL_BYTES if bfloat16 else 2 * _ACTIVATION_BYTES
-    kept = micro_batch_size * model.n_head * kept_probabilities(model.context_length) if keeps_attention else 0
-    by_muon = model.n_layer * 12 * model.n_embd**2 if muon else 0
+    keeps = on_cpu and bfloat16 and not model.dropout
+    kept = micro_batch_size * model.n_head * kept_probabilities(model.context_length) if keeps else 0
+    by_muon = L * 12 * model.n_embd**2 if muon else 0
+    number = _BFLOAT16 if bfloat16 else _FLOAT32
+    chunks = -(-tokens // max(1, _LOGITS_BYTES // (V * number)))
+    logits = -(-tokens // chunks) * V
+    table = _FLOAT32 * found.tokens
+    optimizer = _FLOAT32 * (2 * N - by_muon)
     return Memory(
         weights=_FLOAT32 * N,
         gradients=_FLOAT32 * N,
-        optimizer=_FLOAT32 * (2 * N - by_muon),
-        activations=model.n_layer * (tokens * model.n_embd * a_place + _BFLOAT16 * kept),
-        logits=2 * _FLOAT32 * min(tokens * model.vocab_size, _LOGITS),
+        optimizer=optimizer,
+        activations=L * (tokens * model.n_embd * a_place + _BFLOAT16 * kept),
+        logits=logits * (number if on_cpu else number + _FLOAT32),  # a processor takes softmax a few rows at a time
+        head=table + (_BFLOAT16 * found.tokens if bfloat16 else 0),
         casts=_BFLOAT16 * N if bfloat16 else 0,
+        copies=_FLOAT32 * N + optimizer if on_cpu else 0,
+        framework=_FRAMEWORK if on_cpu else 0,
+        summed=_SUMMED * table,
+        accumulates=accumulates,
     )
 
 
 def largest_micro_batch(model: ModelConfig, device_bytes: float, *, bfloat16: bool) -> int:
-    """The most sequences whose estimate stays within these bytes; 0 where not even one does."""
+    """The most sequences whose estimate stays within a GPU's bytes; 0 where not even one does."""
     low, high = 0, 1
-    while memory(model, high, bfloat16=bfloat16).total <= device_bytes and high < 1 << 20:
+    while memory(model, high, bfloat16=bfloat16, accumulates=True).total <= device_bytes and high < 1 << 20:
         low, high = high, 2 * high
     while high - low > 1:
         middle = (low + high) // 2
-        fits = memory(model, middle, bfloat16=bfloat16).total <= device_bytes
+        fits = memory(model, middle, bfloat16=bfloat16, accumulates=True).total <= device_bytes
         low, high = (middle, high) if fits else (low, middle)
     return low

@@ -26,7 +26,7 @@ from gptmodel.pages.lineage import picture as lineage_picture
 from gptmodel.pages.surprisal_picture import surprisal_picture
 from gptmodel.pictures.curves import training_pictures
 from gptmodel.pictures.style import Draw, save_all
-from gptmodel.planning.score import scores
+from gptmodel.planning.score import bases, scores
 from gptmodel.rating.results import preferences_of
 from gptmodel.store.artifacts import MANIFEST, Artifact, Store
 from gptmodel.training.metrics_log import read_lines
@@ -86,13 +86,14 @@ def _record_gain(run_id: str, model: Artifact) -> None:
 
 
 def _record_score(run_id: str, model: Artifact) -> None:
-    """What was foretold of the run, what it took, and the error as a share."""
+    """What was foretold of the run, what it took, and the error as a share; as tags, what the forecasts came of."""
     points = [
         Metric(f"plan/{name}/{part}", value, _finished_ms(model), 0, run_id=run_id)
         for name, score in scores(model.provenance, model.summary).items()
         for part, value in (("forecast", score.forecast), ("actual", score.actual), ("error", score.error))
     ]
     client().log_batch(run_id, metrics=[point for point in points if not _is_there(run_id, point)])
+    set_tags(run_id, {f"gptflow.plan.{name}": said for name, said in bases(model.provenance).items()})
 
 
 def _record_lineage(run_id: str, model: Artifact) -> None:

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from prefect import get_run_logger, task
 
 from gptmodel.config import PipelineConfig
+from gptmodel.planning.forecast import Forecast
 from gptmodel.pretraining.step import Training, plan_training, pretrain
 from gptmodel.store.artifacts import Artifact, open_store
 from tasks.cards import save_card, training_card
@@ -32,7 +33,6 @@ def pretrain_model(
     training = plan_training(store, config, shards, init)
     corpus = store.input_of(shards, "corpus")
     card = training_card(training, corpus)
-    show_plan(training)
 
     @contextmanager
     def watch(_: Training) -> Iterator[None]:
@@ -42,7 +42,10 @@ def pretrain_model(
         with slots(slots_wanted(config.train)), followed(card, training.run_dir), shown():
             yield
 
-    artifact, reused = pretrain(store, training, on_line=logger.info, watch=watch, wait=wait)
+    def plan(found: Forecast) -> None:
+        show_plan(store, training, found)
+
+    artifact, reused = pretrain(store, training, on_line=logger.info, watch=watch, on_plan=plan, wait=wait)
     hold(artifact)  # before MLflow is told: that may take minutes
     save_card(training.run_dir, card, anew=False)
     settle(lambda: sync_run(store, training.run_dir), artifact.label, size_of(artifact))

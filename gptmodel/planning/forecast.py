@@ -10,7 +10,7 @@ import time
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from gptmodel.arithmetic import (
     Flops,
@@ -27,7 +27,11 @@ from gptmodel.planning.rates import Bill, Hardware, Rates, bill
 from gptmodel.planning.scaling import Expected, expected_loss
 from gptmodel.progress import progress
 from gptmodel.store.space import shards_bytes, training_bytes, weights_bytes
+from gptmodel.timing.pace import Pace, evaluated, saved
 from gptmodel.training.launch import child_environment
+
+if TYPE_CHECKING:
+    from gptmodel.planning.past import Past
 
 log = logging.getLogger(__name__)
 _TRIAL = "gptmodel.planning.trial"
@@ -48,6 +52,8 @@ class Trial:
     """That a checkpoint keeps the loop waiting."""
     start_seconds: float
     """From starting the process to the first step, and the first step."""
+    end_seconds: float
+    """Until a checkpoint is on disk."""
     peak_memory_bytes: int
     bytes_per_sequence: float
     """More of them in a micro-batch take this much each, as measured with another micro-batch."""
@@ -59,6 +65,19 @@ class Trial:
     threads: int
     peak_flops: float
     peak_source: str
+    processes: int = 1
+    """That the training will have; one alone was measured."""
+
+    def pace(self, scored: int) -> Pace:
+        """Of a training that scores so many tokens at an evaluation."""
+        return Pace(
+            start_seconds=self.start_seconds,
+            step_seconds=self.step_seconds,
+            evaluation_seconds=scored * self.validation_token_seconds + self.sample_seconds,
+            save_seconds=self.save_seconds,
+            end_seconds=self.end_seconds,
+            peak_memory_bytes=self.peak_memory_bytes,
+        )
 
     def largest_micro_batch(self, micro_batch_size: int) -> int:
         """Sequences that would fit, going on in a straight line from what was measured."""
@@ -96,12 +115,18 @@ class Forecast:
     checkpoints: int
     memory: Memory
     trial: Trial | None
+    past: Past | None
+    """Runs of the same shape that tell the pace where there is no trial."""
+    pace: Pace | None
+    """By the trial, or by past runs."""
     seconds: float
-    """On this machine, from start to end; 0 without a trial."""
+    """On this machine, from start to end; 0 without a pace."""
     here: Bill | None
     offers: tuple[Offer, ...]
     store_bytes: int
-    """In the store while it trains."""
+    """Room in the store that is asked for while it trains."""
+    kept_bytes: int
+    """Of it in use at the end, where the best checkpoint is among the newest."""
     model_bytes: int
     text_bytes: int
     """Of text that holds as many tokens."""
@@ -110,6 +135,25 @@ class Forecast:
     expected: Expected
     correction: float = 1.0
     """That `seconds` were multiplied by, since past runs on this machine took so much more or less than foretold."""
+    corrected_by: int = 0
+    """Past runs that there are to correct by; fewer than 3 correct nothing."""
+
+    @property
+    def basis(self) -> str:
+        """What the time comes of: trial, past runs, or nothing."""
+        return "trial" if self.trial else "past runs" if self.past else ""
+
+    @property
+    def device(self) -> str:
+        """cpu or cuda, as measured; empty where nothing was."""
+        found = self.trial or self.past
+        return found.device if found else ""
+
+    @property
+    def processes(self) -> int:
+        """Of the training on this machine: on GPUs, how many of them."""
+        found = self.trial or self.past
+        return found.processes if found else 1
 
     @property
     def total_flops(self) -> float:
@@ -125,7 +169,8 @@ class Forecast:
         """Share of this machine's peak that the measured step comes to; 0 without a trial."""
         if self.trial is None:
             return 0.0
-        return self.total_flops / self.steps / self.trial.step_seconds / self.trial.peak_flops
+        peak = self.trial.peak_flops * (self.trial.processes if self.trial.device == "cuda" else 1)
+        return self.total_flops / self.steps / self.trial.step_seconds / peak
 
     def plain(self) -> dict[str, Any]:
         """For machines."""
@@ -139,15 +184,19 @@ def forecast(
     rates: Rates,
     *,
     trial: Trial | None = None,
+    past: Past | None = None,
     train_tokens: int = 0,
     validation_tokens: int = 0,
     on: tuple[str, ...] = (),
     devices: int = 1,
     mfu: float = 0.0,
     grid: str = "world",
-    correction: float = 1.0,
+    correction: tuple[float, int] = (1.0, 0),
 ) -> Forecast:
-    """The plan of a training. The tokens are how many the data has, if known; `on` names hardware of the table."""
+    """The plan of a training. The tokens are how many the data has, if known; `on` names hardware of the table.
+
+    A trial says more than past runs; `correction` is what it is multiplied by, and of how many runs that is known.
+    """
     if devices < 1:
         raise ConfigError(f"devices is {devices}; give at least 1")
     if not 0 <= mfu <= 1:
@@ -157,13 +206,22 @@ def forecast(
     tokens = train.max_steps * train.batch_size * model.context_length
     grams = rates.grid(grid)
     total = float(flops.exact) * tokens
-    bf16 = trial.precision == "bfloat16" if trial else train.precision != "float32"
-    keeps = bf16 and not model.dropout and (trial.device if trial else train.device) == "cpu"
-    evaluations = _times(train.max_steps, train.eval_every)
-    checkpoints = -(-train.max_steps // train.checkpoint_every)  # the last step always has one
+    known = trial or past
+    bf16 = known.precision == "bfloat16" if known else train.precision != "float32"
+    on_gpu = known.device == "cuda" if known else _for_gpu(train.device, elsewhere=bool(on) or devices > 1)
     scored = min(train.eval_tokens or validation_tokens, validation_tokens or train.eval_tokens)
-    seconds = _seconds(config, trial, evaluations, scored, checkpoints) * correction if trial else 0.0
-    local = rates.this_machine["gpu" if trial and trial.device == "cuda" else "cpu"]
+    pace = trial.pace(scored) if trial else past.pace if past else None
+    seconds = pace.seconds(train) * (correction[0] if trial else 1.0) if pace else 0.0
+    local = rates.this_machine["gpu" if on_gpu else "cpu"]
+    device_hours = seconds / 3600 * (known.processes if known and on_gpu else 1)
+    held = memory(
+        model,
+        train.micro_batch_size,
+        bfloat16=bf16,
+        on_cpu=not on_gpu,
+        muon=train.optimizer.kind == "muon",
+        accumulates=train.batch_size // train.micro_batch_size > (known.processes if known else 1),
+    )
     return Forecast(
         name=config.name,
         parameters=parameters,
@@ -172,20 +230,17 @@ def forecast(
         micro_batch_size=train.micro_batch_size,
         tokens=tokens,
         epochs=tokens / train_tokens if train_tokens else 0.0,
-        evaluations=evaluations,
-        checkpoints=checkpoints,
-        memory=memory(
-            model,
-            train.micro_batch_size,
-            bfloat16=bf16,
-            keeps_attention=keeps,
-            muon=train.optimizer.kind == "muon",
-        ),
+        evaluations=len(evaluated(train)),
+        checkpoints=len(saved(train)),
+        memory=held,
         trial=trial,
+        past=past,
+        pace=pace,
         seconds=seconds,
-        here=bill(seconds / 3600, local.watts, local.per_hour, rates.pue, grams) if trial else None,
+        here=bill(device_hours, local.watts, local.per_hour, rates.pue, grams) if pace else None,
         offers=tuple(_offer(key, rates, config, total, devices, mfu, grams) for key in on or tuple(rates.hardware)),
         store_bytes=training_bytes(model, train),
+        kept_bytes=held.weights + min(train.keep_checkpoints, len(saved(train))) * (held.weights + held.optimizer),
         model_bytes=weights_bytes(parameters.total),
         text_bytes=int(tokens * _BYTES_A_TOKEN),
         shard_bytes=shards_bytes(int(tokens * _BYTES_A_TOKEN)),
@@ -196,8 +251,14 @@ def forecast(
             model.vocab_size,
             tokens / train_tokens if train_tokens else 0.0,
         ),
-        correction=correction,
+        correction=correction[0],
+        corrected_by=correction[1],
     )
+
+
+def _for_gpu(device: str, *, elsewhere: bool) -> bool:
+    """Whether memory is that of a GPU, as far as can be said without loading torch."""
+    return device == "cuda" or (device == "auto" and (elsewhere or any(Path("/dev").glob("nvidia[0-9]*"))))
 
 
 def _offer(
@@ -214,22 +275,6 @@ def _offer(
         mfu=share,
         bill=bill(device_hours, hardware.watts, hardware.per_hour, rates.pue, grams),
         micro_batch=largest_micro_batch(config.model, hardware.memory_gb * 1e9 * _SPARE, bfloat16=True),
-    )
-
-
-def _times(steps: int, every: int) -> int:
-    """Evaluations of a run: before the first step, at each multiple, and at the end."""
-    return 1 + steps // every + (1 if steps % every else 0)
-
-
-def _seconds(config: PipelineConfig, trial: Trial, evaluations: int, scored: int, checkpoints: int) -> float:
-    train = config.train
-    an_evaluation = scored * trial.validation_token_seconds + trial.sample_seconds
-    return (
-        trial.start_seconds
-        + train.max_steps * trial.step_seconds
-        + evaluations * an_evaluation
-        + checkpoints * trial.save_seconds
     )
 
 

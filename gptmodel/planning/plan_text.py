@@ -8,7 +8,7 @@ from gptmodel.planning.examples import Example
 from gptmodel.planning.forecast import Forecast, Offer
 from gptmodel.planning.rates import Bill, Rates, bill
 from gptmodel.planning.scaling import Advice
-from gptmodel.planning.score import Score, median_and_worst
+from gptmodel.planning.score import BASES, FIGURES, Score, median_and_worst
 
 Row = tuple[str, str, str]
 _YEAR_HOURS = 24 * 365.25
@@ -25,7 +25,7 @@ class Section:
 def sections(plan: Forecast, rates: Rates) -> list[Section]:
     """All of a forecast."""
     found = [_model(plan), _work(plan), _memory(plan)]
-    if plan.trial is not None:
+    if plan.pace is not None:
         found.append(_here(plan, rates))
     found += [_elsewhere(plan.offers, rates), _disk(plan), _loss(plan)]
     return found
@@ -60,7 +60,7 @@ def _work(plan: Forecast) -> Section:
         "Work",
         [
             ("steps", f"{plan.steps:,}", f"{plan.evaluations} evaluations, {plan.checkpoints} checkpoints"),
-            ("tokens", count(plan.tokens), f"{plan.tokens / plan.parameters.total:.2f} for each parameter; {data}"),
+            ("tokens", count(plan.tokens), f"{plan.tokens / plan.parameters.total:.3g} for each parameter; {data}"),
             ("FLOPs a token", count(flops.exact), f"all matrix products, forward and back: {parts}"),
             ("FLOPs in all", f"{plan.total_flops:.3g}", f"by the rule 6ND {plan.flops_by_rule:.3g}"),
         ],
@@ -69,41 +69,61 @@ def _work(plan: Forecast) -> Section:
 
 def _memory(plan: Forecast) -> Section:
     held = plan.memory
+    beside = "beside activations, since a step has several micro-batches" if held.accumulates else "after activations"
     rows = [
         ("weights", size(held.weights), "float32"),
-        ("gradients", size(held.gradients), "float32"),
+        ("gradients", size(held.gradients), f"float32, {beside}"),
         ("optimizer", size(held.optimizer), "two moments; Muon keeps one for the blocks' matrices"),
         ("activations", size(held.activations), "of one micro-batch (estimate)"),
         ("logits", size(held.logits), "some rows at a time"),
+        ("head", size(held.head), "the token table's gradient, made with the loss"),
         ("casts", size(held.casts), "bfloat16 weights, under autocast"),
-        ("together", size(held.total), "estimate; the framework's own few hundred MB come on top"),
     ]
-    return Section("Memory on a device", rows)
+    if held.framework:
+        rows += [
+            ("copies", size(held.copies), "of weights and moments, while a checkpoint is written"),
+            ("framework", size(held.framework), "Python and its libraries, as measured elsewhere"),
+        ]
+    note = "the most at one time (estimate)"
+    rows.append(("together", size(held.total), note if held.framework else f"{note}; a few hundred MB come on top"))
+    return Section(f"Memory on {'this processor' if held.framework else 'a GPU'}", rows)
 
 
 def _here(plan: Forecast, rates: Rates) -> Section:
-    trial, here = plan.trial, plan.here
-    assert trial is not None
+    pace, here = plan.pace, plan.here
+    assert pace is not None
     assert here is not None
-    fits, room = trial.largest_micro_batch(plan.micro_batch_size), size(trial.free_memory_bytes)
-    return Section(
-        f"This machine, measured ({trial.device}, {trial.machine}, {trial.threads} threads, {trial.precision})",
-        [
-            (
-                "time",
-                span(plan.seconds / 3600),
-                f"start, steps, evaluations, samples and checkpoints{_corrected(plan)}",
-            ),
-            ("step", f"{trial.step_seconds:.3g} s", f"{plan.tokens / plan.steps / trial.step_seconds:,.0f} tokens/s"),
-            ("MFU", f"{100 * plan.mfu:.1f} %", f"of {trial.peak_flops:.3g} FLOP/s, {trial.peak_source}"),
-            (
-                "peak memory",
-                size(trial.peak_memory_bytes),
-                f"at micro-batch {plan.micro_batch_size}; about {fits:,} would fit in the {room} that are free",
-            ),
-            *_money(here, rates),
-        ],
+    found = plan.trial or plan.past
+    assert found is not None
+    several = f"{plan.processes} x {found.device}" if plan.processes > 1 else found.device
+    if plan.trial is not None:
+        how, fits = "measured", plan.trial.largest_micro_batch(plan.micro_batch_size)
+        device = f"{several}, {plan.trial.machine}, {plan.trial.threads} threads, {found.precision}"
+        room = f"; about {fits:,} would fit in the {size(plan.trial.free_memory_bytes)} that are free"
+    else:
+        assert plan.past is not None
+        how, device, room = f"by {_runs(plan.past.runs)} of the same shape", f"{several}, {found.precision}", ""
+    rows = [
+        ("time", span(plan.seconds / 3600), f"start, steps, evaluations, samples and checkpoints{_corrected(plan)}"),
+        ("step", f"{pace.step_seconds:.3g} s", f"{plan.tokens / plan.steps / pace.step_seconds:,.0f} tokens/s"),
+    ]
+    if plan.trial is not None:
+        rows.append(("MFU", f"{100 * plan.mfu:.1f} %", f"of {plan.trial.peak_flops:.3g} FLOP/s, {_peak(plan)}"))
+    each = "of each process, " if plan.processes > 1 else ""
+    rows.append(
+        ("peak memory", size(pace.peak_memory_bytes), f"{each}at a micro-batch of {plan.micro_batch_size}{room}")
     )
+    return Section(f"This machine, {how} ({device})", [*rows, *_money(here, rates)])
+
+
+def _peak(plan: Forecast) -> str:
+    assert plan.trial is not None
+    said = "by its data sheet" if plan.trial.peak_source == "datasheet" else "as a matrix product measured"
+    return f"each {said}" if plan.processes > 1 else said
+
+
+def _runs(number: int) -> str:
+    return "one past run" if number == 1 else f"the median of {number} past runs"
 
 
 def _money(found: Bill, rates: Rates) -> list[Row]:
@@ -114,27 +134,25 @@ def _money(found: Bill, rates: Rates) -> list[Row]:
 
 
 def _corrected(plan: Forecast) -> str:
-    return f"; times {plan.correction:.2f}, as past runs here took" if plan.correction != 1.0 else ""
+    if plan.trial is None:
+        return ""
+    if plan.correction != 1.0:
+        return (
+            f"; times {plan.correction:.2f}, since {plan.corrected_by} past runs here took so much of their forecasts"
+        )
+    return f"; {plan.corrected_by} past runs here to correct it by, of the 3 that it needs" if plan.corrected_by else ""
 
 
 def score_section(found: dict[str, list[Score]]) -> Section:
-    """How far past forecasts were off."""
+    """How far past forecasts were off: a row for each figure and each kind of forecast."""
     rows = [("nothing", "", "no training of this store has a forecast yet")]
     if found:
-        rows = [
-            (name.replace("_", " "), f"{100 * middle:+.1f} %", f"median of {len(each)}; worst {100 * worst:+.1f} %")
-            for name, each in found.items()
-            for middle, worst in [median_and_worst(each)]
-        ]
-    return Section("Past forecasts: how much more the runs took", rows)
-
-
-def budget_section(plan: Forecast, over: str) -> Section:
-    """Whether the training would be started; `over` names the bounds that the forecast is above."""
-    if plan.trial is None:
-        return Section("Budget", [("not known", "", "nothing was measured here; plan without --no-measure")])
-    row = ("over", "refused", over) if over else ("within", "yes", "by the forecast; the clock of the run decides")
-    return Section("Budget", [row])
+        rows = []
+        for each in sorted(found.values(), key=lambda scores: list(FIGURES).index(scores[0].figure)):
+            middle, worst = median_and_worst(each)
+            runs = f"{len(each)} runs, worst {100 * worst:+.1f} %" if len(each) > 1 else "one run"
+            rows.append((FIGURES[each[0].figure], f"{100 * middle:+.1f} %", f"foretold {BASES[each[0].basis]}; {runs}"))
+    return Section("Past forecasts: how much more the runs took (median)", rows)
 
 
 def _elsewhere(offers: tuple[Offer, ...], rates: Rates) -> Section:
@@ -153,7 +171,8 @@ def _disk(plan: Forecast) -> Section:
     return Section(
         "Disk",
         [
-            ("training", size(plan.store_bytes), "checkpoints kept, the one being written, log and product"),
+            ("training", size(plan.store_bytes), "room asked for: checkpoints kept and being written, log, product"),
+            ("at its end", size(plan.kept_bytes), "checkpoints that are kept then, and the product"),
             ("model", size(plan.model_bytes), "what stays"),
             ("shards", size(plan.shard_bytes), f"of as many tokens, read once; {size(plan.text_bytes)} of English"),
         ],
@@ -209,24 +228,28 @@ def advice_section(advice: Advice, source: str) -> Section:
 def count(value: float) -> str:
     """1,234, or 11.5 M, 7.24 B, 2 T."""
     for unit, letter in ((1e12, "T"), (1e9, "B"), (1e6, "M")):
-        if value >= unit:
+        if value >= unit * 0.9995:  # what would round up to 1,000 of the smaller one
             return f"{value / unit:.3g} {letter}"
     return f"{value:,.0f}"
 
 
 def size(n_bytes: float) -> str:
-    return f"{n_bytes / 1e9:,.2f} GB" if n_bytes >= 1e9 else f"{n_bytes / 1e6:,.1f} MB"
+    if n_bytes >= 999.95e6:
+        return f"{n_bytes / 1e9:,.2f} GB"
+    return f"{n_bytes / 1e6:,.1f} MB" if n_bytes >= 5e4 else "under 0.1 MB"
 
 
 def span(hours: float) -> str:
     """A time, in the unit that reads best."""
     if hours >= _YEAR_HOURS:
         return f"{hours / _YEAR_HOURS:,.1f} years"
-    if hours >= 48:
+    if hours >= 47.95:
         return f"{hours / 24:,.1f} days"
-    if hours >= 1:
+    if hours >= 59.95 / 60:
         return f"{hours:.1f} h"
-    return f"{hours * 60:.1f} min" if hours >= 1 / 60 else f"{hours * 3600:.2g} s"
+    if hours >= 59.95 / 3600:
+        return f"{hours * 60:.1f} min"
+    return f"{hours * 3600:.3g} s" if hours >= 0.05 / 3600 else "under 0.1 s"
 
 
 def money(value: float, currency: str) -> str:
@@ -236,8 +259,12 @@ def money(value: float, currency: str) -> str:
 
 
 def energy(kwh: float) -> str:
+    if kwh < 1e-5:
+        return "under 0.01 Wh"
     return f"{kwh * 1000:.3g} Wh" if kwh < 1 else f"{kwh:,.4g} kWh" if kwh < 1e4 else f"{kwh / 1000:,.4g} MWh"
 
 
 def mass(kg: float) -> str:
+    if kg < 1e-5:
+        return "under 0.01 g CO2"
     return f"{kg * 1000:.3g} g CO2" if kg < 1 else f"{kg:,.3g} kg CO2" if kg < 1000 else f"{kg / 1000:,.3g} t CO2"

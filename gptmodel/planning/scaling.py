@@ -65,6 +65,10 @@ class Expected:
     """Why the laws say little here; empty where they were fitted on the like."""
 
     @property
+    def middle(self) -> float:
+        return (self.low + self.high) / 2
+
+    @property
     def perplexities(self) -> tuple[float, float]:
         return math.exp(self.low), math.exp(self.high)
 

@@ -25,6 +25,7 @@ from gptmodel.config import ModelConfig, PipelineConfig, TrainConfig
 from gptmodel.device import Machine, peak_memory_bytes, set_up
 from gptmodel.model import GPT
 from gptmodel.settings import parse_config
+from gptmodel.timing.pace import saves_beside_steps
 from gptmodel.tokenizer import gpt2
 from gptmodel.tokens.batches import Batches
 from gptmodel.training.checkpoint import Checkpointer, TrainState
@@ -67,7 +68,8 @@ def try_out(
 ) -> dict[str, Any]:
     """Seconds and bytes, by name. With `memory_only`, one step and a checkpoint, and no seconds."""
     train = config.train
-    micro_batches = train.batch_size // train.micro_batch_size // max(1, train.processes)
+    processes = train.processes or (max(1, torch.cuda.device_count()) if machine.device.type == "cuda" else 1)
+    micro_batches = max(1, train.batch_size // train.micro_batch_size // processes)
     trainer = _trainer(config, machine, folder, min(micro_batches, _MICRO_BATCHES))
     state = TrainState()
     trainer.model.train()
@@ -79,8 +81,11 @@ def try_out(
         told |= _validation(trainer.model, config, machine)
         trainer.model.train()
     told["save_seconds"] = _timed(lambda: trainer.checkpoints.save(trainer.model, trainer.optimizer, state))
-    trainer.advance(state)  # beside the writing
-    trainer.checkpoints.wait()
+    told["end_seconds"] = _timed(trainer.checkpoints.wait)
+    if saves_beside_steps(train):  # a step beside the writing, whose copies count as memory
+        trainer.checkpoints.save(trainer.model, trainer.optimizer, state)
+        trainer.advance(state)
+        trainer.checkpoints.wait()
     return {
         **told,
         "measured_seconds": time.perf_counter() - started,
@@ -89,6 +94,7 @@ def try_out(
         "precision": machine.precision,
         "choice": machine.choice,
         "device": machine.device.type,
+        "processes": processes,
         "machine": machine.name,
         "threads": machine.threads,
         "peak_flops": machine.peak_flops,

@@ -17,6 +17,7 @@ from gptmodel.errors import ArtifactError
 from gptmodel.model import GPT
 from gptmodel.planning.budget import limit_of
 from gptmodel.store.artifacts import Artifact, load_artifact
+from gptmodel.timing.stopwatch import FIRST_STEPS_FILE, Stopwatch
 from gptmodel.tokenizer import gpt2
 from gptmodel.tokens.batches import Batches
 from gptmodel.tokens.shards import open_split
@@ -106,6 +107,7 @@ def assemble(
         data=checked,
         over_budget=limit_of(budget, machine.device.type, world).over if budget.is_set else None,
         began=_began(),
+        clock=Stopwatch(Path(job.run_dir) / FIRST_STEPS_FILE),
     )
 
 

@@ -12,9 +12,9 @@ from typing import Any
 
 from gptmodel.config import ModelConfig, PipelineConfig, recipe
 from gptmodel.errors import ConfigError, DataError
-from gptmodel.planning.budget import refuse_over_budget
-from gptmodel.planning.forecast import forecast
-from gptmodel.planning.rates import load_rates
+from gptmodel.planning.budget import measured_forecast, rates_of, refuse_over_budget
+from gptmodel.planning.forecast import Forecast, forecast
+from gptmodel.planning.past import past
 from gptmodel.planning.score import PLAN_FILE, save_plan, seal_plan
 from gptmodel.pretraining.watching import LogEnd
 from gptmodel.progress import progress
@@ -70,23 +70,31 @@ def pretrain(
     *,
     on_line: Callable[[str], None] = log.info,
     watch: Callable[[Training], AbstractContextManager[Any]] = nullcontext,
+    on_plan: Callable[[Forecast], None] = lambda _: None,
     wait: bool = False,
 ) -> tuple[Artifact, bool]:
     """Return (checkpoint artifact, reused). Trains in a child process; goes on from its newest valid checkpoint.
 
     `on_line` gets the child's log lines; `watch` is entered while it trains, and only by the one that does train.
+    `on_plan` gets the forecast before anything is started, or refused.
     LockHeldError if another run trains the same (or waits for it, if `wait`); whatever the child could not do comes
     back as its own error. ConfigError, and nothing is begun, where the forecast is above the budget of the settings;
     BudgetError, with all saved, where the training itself goes above it.
     """
-    config, tokens = training.config, training.shards.summary["validation_tokens"]
+    config, summary = training.config, training.shards.summary
+    data = {name: summary[name] for name in ("train_tokens", "validation_tokens")}
     plan = None
-    if config.train.budget.is_set and not _is_begun(store, training) and store.find(training.request) is None:
-        plan = refuse_over_budget(config, tokens, processes_of(config), store)
+    if config.train.budget.is_set and not spent_seconds(store, training) and store.find(training.request) is None:
+        plan = measured_forecast(config, store, **data)
+        on_plan(plan)
+        refuse_over_budget(config, plan)
 
     def build(building: Path) -> dict[str, Any]:
+        made = plan or forecast(config, rates_of(config), past=past(store, config), **data)
+        if plan is None:
+            on_plan(made)
         if plan or not (training.run_dir / PLAN_FILE).exists():  # one that goes on is held to its first forecast
-            save_plan(plan or forecast(config, load_rates(), validation_tokens=tokens), training.run_dir)
+            save_plan(made, training.run_dir)
         with watch(training):
             return run_training(training, building, on_line=on_line)
 
@@ -100,9 +108,16 @@ def pretrain(
     )
 
 
-def _is_begun(store: Store, training: Training) -> bool:
-    """Whether there is a checkpoint to go on from: then the clock says what the forecast could only guess."""
-    return any((store.building_path(training.request) / SCRATCH).glob("checkpoints/step-*[1-9]*"))
+def spent_seconds(store: Store, training: Training) -> float:
+    """What earlier attempts took up to their newest checkpoint; 0 where there is none to go on from.
+
+    Above 0, the clock says what a forecast could only guess.
+    """
+    kept = sorted((store.building_path(training.request) / SCRATCH).glob("checkpoints/step-*[1-9]*/state.json"))
+    try:
+        return float(json.loads(kept[-1].read_text())["elapsed"]) if kept else 0.0
+    except (OSError, ValueError, KeyError, TypeError):
+        return 0.0
 
 
 def seal_log(run_dir: Path) -> dict[str, Any]:

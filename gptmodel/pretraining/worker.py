@@ -17,6 +17,7 @@ from contextlib import suppress
 from dataclasses import asdict
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -129,6 +130,7 @@ def _train(
     metrics = MetricsLog(log_file, guard)
     trainer = assemble(job, config, machine, checkpoints, metrics, stop, rank=rank, world=world)
     state = checkpoints.load_newest(trainer.model, trainer.optimizer) or TrainState()
+    goes_on = state.step > 0
     if state.step:
         log.info("going on from the checkpoint of step %d", state.step)
     if rank == 0:
@@ -143,7 +145,8 @@ def _train(
         if job.until:
             write_atomic(work / SUMMARY_FILE, json.dumps({"machine": _in_words(machine)}))
             return
-        _leave_product(job, config, trainer.model, checkpoints, state, machine)
+        pace = {**trainer.clock.pace(peak_memory_bytes(machine.device)), "processes": world, "resumed": goes_on}
+        _leave_product(job, config, trainer.model, checkpoints, state, machine, pace)
 
 
 def _machine(config: PipelineConfig, work: Path, rank: int, world: int) -> Machine:
@@ -166,7 +169,13 @@ def _machine(config: PipelineConfig, work: Path, rank: int, world: int) -> Machi
 
 
 def _leave_product(
-    job: Job, config: PipelineConfig, model: GPT, checkpoints: Checkpointer, state: TrainState, machine: Machine
+    job: Job,
+    config: PipelineConfig,
+    model: GPT,
+    checkpoints: Checkpointer,
+    state: TrainState,
+    machine: Machine,
+    pace: dict[str, Any],
 ) -> None:
     building, log_file = Path(job.building), Path(job.run_dir) / METRICS_FILE
     if config.train.publish == "best":
@@ -196,6 +205,7 @@ def _leave_product(
     }
     write_atomic(building / "training.json", json.dumps(result, indent=2) + "\n")
     telemetry = {
+        "pace": pace,
         "seconds": round(state.seconds, 1),
         "elapsed_seconds": round(state.elapsed, 1),
         "disk_bytes": used_bytes(building),

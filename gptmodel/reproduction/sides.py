@@ -42,6 +42,7 @@ _NOT_FIGURES = frozenset(
         "tokenizer",
         "samples",
         "left_out",
+        "pace",
         "precision",
         "intervals",
         "resampling",

@@ -11,6 +11,7 @@ import json
 import logging
 import os
 import shutil
+import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
@@ -181,6 +182,17 @@ class Checkpointer:
     def weights_file(self, step: int) -> Path:
         """The verified weights of one step."""
         return _verified(self.path(step)) / _MODEL
+
+
+def cost_of_a_copy(model: GPT, optimizer: torch.optim.Optimizer) -> tuple[float, int]:
+    """Seconds (by a copy of the largest tensor) and bytes of what `Checkpointer.save` copies before it writes."""
+    tensors = [p.detach() for p in model.parameters()]
+    tensors += [value for state in optimizer.state.values() for value in state.values()]
+    largest = max(tensors, key=Tensor.numel)
+    started = time.perf_counter()
+    largest.to("cpu", copy=True)
+    seconds, n_bytes = time.perf_counter() - started, sum(tensor.nbytes for tensor in tensors)
+    return seconds * n_bytes / largest.nbytes, n_bytes
 
 
 def _verified(path: Path) -> Path:

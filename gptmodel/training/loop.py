@@ -21,8 +21,10 @@ from gptmodel.errors import BudgetError, Interrupted, TrainingError
 from gptmodel.loss import perplexity
 from gptmodel.model import GPT
 from gptmodel.progress import clock
+from gptmodel.timing.pace import saves_beside_steps
+from gptmodel.timing.stopwatch import Stopwatch
 from gptmodel.tokens.batches import Batches
-from gptmodel.training.checkpoint import Checkpointer, TrainState
+from gptmodel.training.checkpoint import Checkpointer, TrainState, cost_of_a_copy
 from gptmodel.training.datacheck import DataCheck
 from gptmodel.training.metrics_log import MetricsLog
 from gptmodel.training.optimizer import learning_rate
@@ -63,6 +65,8 @@ class Trainer:
     """Which bounds so many seconds of all attempts are above, in words; none where there is no budget."""
     began: float = field(default_factory=time.perf_counter)
     """When this attempt began, by `time.perf_counter`."""
+    clock: Stopwatch = field(default_factory=Stopwatch)
+    """What the parts of this attempt take; makes a forecast after the first steps where it has a place for it."""
 
     def __post_init__(self) -> None:
         self._step_module: nn.Module = self.model
@@ -82,6 +86,7 @@ class Trainer:
         config = self.config
         self.model.train()
         self._earlier = state.elapsed
+        self.clock.start = time.perf_counter() - self.began
         if state.step == 0:
             # Evaluated anew: what a checkpoint of step 0 knows of it would count twice.
             state = TrainState(elapsed=state.elapsed)
@@ -98,6 +103,8 @@ class Trainer:
                 self.data.raise_failed()
             seen = self._advance_on_checked(state)
             self._record(state, seen, time.perf_counter() - started)
+            if self.rank == 0 and self.clock.is_due(state.step, config.max_steps):
+                self._foretell(state)
             finished = state.step == config.max_steps
             improved = self._validate(state) if finished or state.step % config.eval_every == 0 else False
             stopping = self._stopping()
@@ -111,9 +118,26 @@ class Trainer:
                 self._stop(state, over)
         if self.data is not None:
             self.data.wait()
+        waiting = time.perf_counter()
         self.checkpoints.wait()
+        self.clock.end = time.perf_counter() - waiting
         self._count_time(state)
         return state
+
+    def _foretell(self, state: TrainState) -> None:
+        self._count_time(state)
+        seconds, n_bytes = cost_of_a_copy(self.model, self.optimizer)
+        copies = 0.0
+        if self.machine.device.type == "cpu" and self.config.checkpoint_every >= state.step:  # else there were some
+            # At the end the last step's memory is free again, but in pieces: half of them found room, as measured.
+            copies = n_bytes if saves_beside_steps(self.config) else n_bytes / 2
+        self.clock.foretell(
+            self.config,
+            n_tokens=self.config.batch_size * self.model.config.context_length,
+            elapsed=state.elapsed,
+            save_seconds=seconds,
+            peak_memory_bytes=peak_memory_bytes(self.machine.device) + copies,
+        )
 
     def _advance_on_checked(self, state: TrainState) -> Seen:
         """`advance`, where an error that damaged data may have caused is told as what it is."""
@@ -196,6 +220,7 @@ class Trainer:
 
     def _record(self, state: TrainState, seen: Seen, seconds: float) -> None:
         state.seconds += seconds
+        self.clock.steps.append(seconds)
         self._step_seconds.append(seconds)
         step, config = state.step, self.config
         if self.rank != 0 or (step % config.log_every and step not in (1, config.max_steps) and not seen.decision):
@@ -243,6 +268,7 @@ class Trainer:
         self.model.eval()
         found = self.evaluate()
         self.model.train()
+        self.clock.evaluations.append(time.perf_counter() - started)
         improved = found.loss < state.best_loss
         if improved:
             state.best_loss, state.best_step, state.evals_since_best = found.loss, state.step, 0
@@ -277,7 +303,9 @@ class Trainer:
         if self.rank == 0:
             self._count_time(state)
             self.metrics.sync()
+            started = time.perf_counter()
             self.checkpoints.save(self.model, self.optimizer, state)
+            self.clock.saves.append(time.perf_counter() - started)
 
     def _stopping(self) -> bool:
         """Whether any rank was asked to stop; all ranks get the same answer."""

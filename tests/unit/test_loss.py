@@ -2,11 +2,13 @@
 
 import math
 import re
+import weakref
 from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from gptmodel import loss as loss_module
 from gptmodel.loss import bits_per_byte, cross_entropy, linear_cross_entropy, perplexity, token_losses
@@ -86,6 +88,25 @@ def test_chunked_loss_and_gradients_equal_the_plain_ones(scale):
     assert fused.item() == pytest.approx(plain.item(), rel=1e-6, abs=1e-6)
     for a, b in zip(found, wanted, strict=True):
         assert (a - b).abs().max() < 1e-6 * max(1.0, b.abs().max().item())
+
+
+@pytest.mark.parametrize("grads", [True, False])
+def test_no_chunk_of_logits_is_made_beside_another(grads, monkeypatch):
+    monkeypatch.setattr(loss_module, "_CHUNK_BYTES", 7 * 211 * 4)
+    made = []
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            assert func is not torch.ops.aten.mm.default or args[1].shape != (16, 211) or not any(w() for w in made)
+            found = func(*args, **(kwargs or {}))
+            if func is torch.ops.aten.mm.default and args[1].shape == (16, 211):
+                made.append(weakref.ref(found))
+            return found
+
+    x, weight, targets = problem()
+    with Watch(), torch.set_grad_enabled(grads):
+        (linear_cross_entropy if grads else token_losses)(x, weight, targets)
+    assert len(made) == 6
 
 
 def test_gradients_of_micro_batches_add_up_to_those_of_the_batch():

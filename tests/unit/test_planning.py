@@ -25,10 +25,11 @@ from gptmodel.arithmetic import (
 )
 from gptmodel.attention import causal_attention
 from gptmodel.config import ModelConfig, OptimizerConfig
-from gptmodel.errors import ConfigError, StorageError
+from gptmodel.errors import ConfigError
 from gptmodel.model import GPT
 from gptmodel.planning.examples import EXAMPLES
 from gptmodel.planning.forecast import forecast
+from gptmodel.planning.plan_text import count, energy, mass, size, span
 from gptmodel.planning.rates import SHIPPED, bill, load_rates
 from gptmodel.planning.scaling import BESIROGLU, HOFFMANN, KAPLAN, advise, expected_loss
 from gptmodel.presets import GPT2_124M, GPT2_1558M, PRESETS
@@ -69,6 +70,9 @@ def test_memory_is_that_of_the_model_and_grows_with_the_micro_batch() -> None:
     assert (held.weights, held.gradients, held.optimizer) == (4 * N, 4 * N, 8 * N)
     assert memory(GPT2_124M, 8, bfloat16=True).activations == 2 * held.activations
     assert memory(GPT2_124M, 4, bfloat16=False).activations > held.activations
+    assert memory(GPT2_124M, 4, bfloat16=True, accumulates=True).total == held.total + held.gradients
+    on_cpu = memory(GPT2_124M, 4, bfloat16=True, on_cpu=True)
+    assert (held.copies, held.framework, on_cpu.copies) == (0, 0, 12 * N)
 
 
 @pytest.mark.parametrize("T", [48, 256, 600])
@@ -80,7 +84,7 @@ def test_the_attention_that_is_kept_is_what_torch_saves(T: int) -> None:
     probabilities = sum(t.numel() for t in saved) - qkv.numel()
     assert probabilities == 2 * 4 * kept_probabilities(T)
     model = replace(SMALL, context_length=T)
-    kept, not_kept = (memory(model, 2, bfloat16=True, keeps_attention=k).activations for k in (True, False))
+    kept, not_kept = (memory(model, 2, bfloat16=True, on_cpu=cpu).activations for cpu in (True, False))
     assert kept - not_kept == 2 * SMALL.n_layer * 2 * SMALL.n_head * kept_probabilities(T)
 
 
@@ -98,7 +102,7 @@ def test_the_optimizer_holds_as_much_as_it_is_counted_for(kind: Literal["adamw",
 @pytest.mark.parametrize("room", [20e9, 33e9, 80e9])
 def test_the_largest_micro_batch_is_the_last_that_fits(room: float) -> None:
     found = largest_micro_batch(GPT2_1558M, room, bfloat16=True)
-    fits = [n for n in range(1, 200) if memory(GPT2_1558M, n, bfloat16=True).total <= room]
+    fits = [n for n in range(1, 200) if memory(GPT2_1558M, n, bfloat16=True, accumulates=True).total <= room]
     assert found == max(fits, default=0)
 
 
@@ -186,6 +190,9 @@ def test_what_a_plan_reckons_for_other_hardware() -> None:
         (("--best-for", "nan"), "--best-for is nan"),
         (("--plot", "x.png"), "--plot draws the answer of --best-for"),
         (("quickstart", "--rates", "none.yaml"), "cannot read the rates in none.yaml"),
+        (("llama-2-7b", "--set", "train.max_steps=5"), "--set says nothing to a published training, llama-2-7b"),
+        (("--report", "--best-for", "1e18"), "--report and --best-for are two questions"),
+        (("smoke", "--report", "--devices", "2"), "--devices says nothing to --report"),
     ],
 )
 def test_wrong_words_are_told(words: tuple[str, ...], said: str) -> None:
@@ -210,13 +217,36 @@ def test_a_table_of_ones_own(tmp_path: Path) -> None:
 
 def test_a_plan_says_what_the_budget_makes_of_it() -> None:
     told = gptflow("smoke", "--no-measure", "--set", "train.budget.max_cost=1")
-    assert "nothing was measured" in told.stdout
+    assert "nothing was measured here" in " ".join(told.stdout.split())
     assert "over_budget" not in json.loads(gptflow("smoke", "--no-measure", "--json").stdout)
+
+
+@pytest.mark.parametrize(
+    ("said", "wanted"),
+    [
+        (span(3e-8), "under 0.1 s"),
+        (span(0.5 / 3600), "0.5 s"),
+        (span(0.999 / 60), "59.9 s"),
+        (span(59.99 / 60), "1.0 h"),
+        (span(47.99), "2.0 days"),
+        (size(12), "under 0.1 MB"),
+        (size(999.96e6), "1.00 GB"),
+        (energy(1e-9), "under 0.01 Wh"),
+        (mass(1e-9), "under 0.01 g CO2"),
+        (count(999_999), "1 M"),
+        (count(999_600_000), "1 B"),
+    ],
+)
+def test_figures_are_told_in_the_unit_that_reads_best(said: str, wanted: str) -> None:
+    assert said == wanted
 
 
 def test_the_plot_is_whole_or_not_there(tmp_path: Path) -> None:
     plot = tmp_path / "best.png"
     assert gptflow("--best-for", "1e18", "--plot", str(plot)).exit_code == 0
     assert plot.read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
-    assert isinstance(gptflow("--best-for", "1e18", "--plot", "/proc/best.png").exception, StorageError | OSError)
+    for wrong in (tmp_path / "none" / "best.png", tmp_path):
+        told = gptflow("--best-for", "1e18", "--plot", str(wrong)).exception
+        assert isinstance(told, ConfigError)
+        assert f"--plot is {wrong}; give a file in a folder that is there" in str(told)
     assert list(tmp_path.iterdir()) == [plot]

@@ -94,6 +94,20 @@ def test_the_run_names_its_bytes(run: Any, made: tuple[dict[str, Artifact], Any]
     assert list(samples["step"]) == [0, 6, 12]
 
 
+def test_the_run_holds_its_forecasts_beside_what_it_took(run: Any, made: tuple[dict[str, Artifact], Any]) -> None:
+    summary, told = made[0]["model"].summary, run.data.metrics
+    found = {name: told[f"plan/{name}/actual"] for name in ("loss", "disk_bytes", "counted/peak_memory_bytes")}
+    found |= {name: told[f"plan/first_steps/{name}/actual"] for name in ("seconds", "tokens_per_second")}
+    names = ("best_validation_loss", "disk_bytes", "peak_memory_bytes", "elapsed_seconds", "tokens_per_second")
+    assert list(found.values()) == [summary[name] for name in names]
+    for name in ("loss", "first_steps/seconds"):
+        forecast, actual, error = (told[f"plan/{name}/{part}"] for part in ("forecast", "actual", "error"))
+        assert error == pytest.approx(actual / forecast - 1)
+    assert "plan/seconds/forecast" not in told, "nothing was measured before the start"
+    assert run.data.tags["gptflow.plan.before_start"] == "from the settings alone"
+    assert run.data.tags["gptflow.plan.first_steps"] == "after step 3 of 12"
+
+
 def test_the_registered_model_writes_what_the_checkpoint_writes(made: tuple[dict[str, Artifact], Any]) -> None:
     from gptmodel.config import DecodingConfig
     from gptmodel.generate import generate
@@ -141,7 +155,8 @@ def test_the_prefect_pages_show_each_step(made: tuple[dict[str, Artifact], Any])
 
     shown = asyncio.run(_artifacts_of(made[1].state_details.flow_run_id))
     keys = {artifact.key for artifact in shown}
-    assert {"corpus", "shards", "checkpoint", "evaluation", "samples"} <= keys
+    assert {"corpus", "shards", "plan", "checkpoint", "evaluation", "samples"} <= keys
+    assert "### Expected loss" in next(artifact.data for artifact in shown if artifact.key == "plan")
     words = next(artifact.data for artifact in shown if artifact.key == "checkpoint")
     assert made[0]["model"].digest in words
 

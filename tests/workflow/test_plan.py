@@ -29,7 +29,7 @@ def test_a_trial_runs_real_steps(tiny: Callable[..., PipelineConfig]) -> None:
     steps, scored = train.max_steps * trial.step_seconds, 300 * trial.validation_token_seconds + trial.sample_seconds
     saved = found.checkpoints * trial.save_seconds
     assert found.evaluations == 3
-    assert found.seconds == pytest.approx(trial.start_seconds + steps + 3 * scored + saved)
+    assert found.seconds == pytest.approx(trial.start_seconds + steps + 3 * scored + saved + trial.end_seconds)
 
 
 def test_a_trial_that_fails_is_one_line() -> None:
