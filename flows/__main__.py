@@ -25,6 +25,7 @@ from flows.compare_commands import diff, reproduce
 from flows.config_command import config
 from flows.doctor_command import doctor
 from flows.export_command import export
+from flows.learn_commands import loss, model_options, next_, sampling_options, the_model, tokens
 from flows.lineage_command import lineage
 from flows.overlap_command import overlap
 from flows.pictures_command import pictures
@@ -136,22 +137,18 @@ def sync(as_json: bool) -> None:
 
 @cli.command()
 @click.argument("prompt", nargs=-1)
-@click.option("--model", default="", help="Checkpoint or weights of the store; left out, the newest checkpoint.")
+@model_options
 @click.option("--samples", type=click.IntRange(min=1), default=1, show_default=True, help="Texts for each prompt.")
 @click.option("--max-new-tokens", type=int, help="Stop after this many tokens.")
 @click.option("--stop", multiple=True, metavar="TEXT", help="Stop before this text; may be repeated.")
-@click.option("--temperature", type=float, help="0 is greedy.")
-@click.option("--top-k", type=int, help="Keep only the k most likely tokens; 0 keeps all.")
-@click.option("--top-p", type=float, help="Keep the most likely tokens whose probabilities reach p; 1 keeps all.")
-@click.option("--min-p", type=float, help="Keep tokens at least this share as likely as the likeliest; 0 keeps all.")
-@click.option("--repetition-penalty", type=float, help="Above 1 makes tokens that came before less likely; 1 is none.")
+@sampling_options
 @click.option(
     "--stop-at-end-token/--past-end-token", default=None, help="End at the end-of-text token (the default), or go on."
 )
 @click.option("--seed", type=int, help="The same seed gives the same text.")
 @click.option("--precision", type=click.Choice(["float32", "bfloat16"]), help="bfloat16 is faster, and rounds.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as one JSON object.")
-def generate(prompt: tuple[str, ...], model: str, samples: int, as_json: bool, **decoding: Any) -> None:
+def generate(prompt: tuple[str, ...], model: str, untrained: str, samples: int, as_json: bool, **decoding: Any) -> None:
     """Let a model go on from each PROMPT (or from standard input), token by token; several are written together."""
     from gptmodel.config import DecodingConfig
     from gptmodel.settings import parse_config
@@ -160,7 +157,7 @@ def generate(prompt: tuple[str, ...], model: str, samples: int, as_json: bool, *
     prompts = list(prompt) or [sys.stdin.read()]
     from flows.terminal import write
 
-    write([text for text in prompts for _ in range(samples)], model, settings, as_json=as_json)
+    write([text for text in prompts for _ in range(samples)], *the_model(model, untrained), settings, as_json=as_json)
 
 
 cli.add_command(benchmark)
@@ -172,6 +169,8 @@ cli.add_command(diff)
 cli.add_command(doctor)
 cli.add_command(export)
 cli.add_command(lineage)
+cli.add_command(loss)
+cli.add_command(next_)
 cli.add_command(overlap)
 cli.add_command(pictures)
 cli.add_command(plan)
@@ -183,6 +182,7 @@ cli.add_command(store)
 cli.add_command(card)
 cli.add_command(surprise)
 cli.add_command(report)
+cli.add_command(tokens)
 cli.add_command(trace)
 cli.add_command(verify)
 

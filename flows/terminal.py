@@ -7,7 +7,7 @@ import os
 import sys
 from collections.abc import Iterator
 from dataclasses import asdict
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console, Group
 from rich.live import Live
@@ -17,7 +17,10 @@ from rich.table import Table
 from gptmodel.config import DecodingConfig
 from gptmodel.errors import TrackingError, first_line
 from gptmodel.judging.units import TOLD, resampled_words
-from gptmodel.store.artifacts import Artifact, find_model, open_store
+from gptmodel.store.artifacts import Artifact, open_store
+
+if TYPE_CHECKING:
+    from gptmodel.model import GPT
 
 _FIGURES = {
     "corpus": ("documents", "train_documents", "validation_documents", "empty_dropped", "duplicates_dropped"),
@@ -150,18 +153,15 @@ def _send_events() -> tuple[int, str]:
         return 0, first_line(error)
 
 
-def write(prompts: list[str], model: str, decoding: DecodingConfig, *, as_json: bool) -> None:
-    """Load a model of the store and print its continuations: one as it comes, several side by side until they end."""
-    from gptmodel.weights import load_model
+def write(prompts: list[str], label: str, gpt: GPT, decoding: DecodingConfig, *, as_json: bool) -> None:
+    """Print a model's continuations: one as it comes, several side by side until they end."""
     from gptmodel.writing import continue_texts, stream_texts
 
-    artifact = find_model(open_store(), model)
-    gpt = load_model(artifact).eval()
     if as_json:
         written = zip(prompts, continue_texts(gpt, prompts, decoding), strict=True)
         texts = [{"prompt": prompt, "text": text} for prompt, text in written]
         told = texts[0] if len(texts) == 1 else {"texts": texts}
-        print(json.dumps({"model": artifact.label, **told}, ensure_ascii=False))
+        print(json.dumps({"model": label, **told}, ensure_ascii=False))
     elif len(prompts) == 1:
         sys.stdout.write(prompts[0])
         for _, piece in stream_texts(gpt, prompts, decoding):

@@ -16,7 +16,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from gptmodel.config import ModelConfig, recipe
+from gptmodel.config import ModelConfig, PipelineConfig, recipe
 from gptmodel.errors import CheckpointError, ConfigError
 from gptmodel.model import GPT
 from gptmodel.settings import parse_config
@@ -103,6 +103,11 @@ def shapes_of(config: ModelConfig) -> dict[str, tuple[int, ...]]:
             return {name: tuple(p.shape) for name, p in GPT(config, seed=0).named_parameters()}
     except (RuntimeError, OverflowError, TypeError) as error:
         raise CheckpointError(f"a model of {config} cannot be made ({str(error).splitlines()[0]})") from None
+
+
+def untrained_model(config: PipelineConfig) -> GPT:
+    """The random weights that a training of these settings begins with, on the processor, in training mode."""
+    return GPT(config.model, seed=config.train.seed)
 
 
 def empty_model(config: ModelConfig) -> GPT:

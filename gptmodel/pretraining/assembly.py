@@ -14,7 +14,6 @@ import torch
 from gptmodel.config import PipelineConfig
 from gptmodel.device import Machine
 from gptmodel.errors import ArtifactError
-from gptmodel.model import GPT
 from gptmodel.planning.budget import limit_of
 from gptmodel.store.artifacts import Artifact, load_artifact
 from gptmodel.timing.stopwatch import FIRST_STEPS_FILE, Stopwatch
@@ -29,7 +28,7 @@ from gptmodel.training.optimizer import make_optimizer
 from gptmodel.training.seen import StopSignal
 from gptmodel.training.spikes import documents_of
 from gptmodel.training.validation import SplitEvaluator
-from gptmodel.weights import WEIGHTS_FILE, load_weights
+from gptmodel.weights import WEIGHTS_FILE, load_weights, untrained_model
 
 CHECKPOINTS = "checkpoints"  # in the `.work` of the directory being built
 METRICS_FILE = "metrics.jsonl"
@@ -70,7 +69,7 @@ def assemble(
     world: int = 1,
 ) -> Trainer:
     """The trainer of this job with its initial weights. ArtifactError where an input is not what was planned with."""
-    model = GPT(config.model, seed=config.train.seed)
+    model = untrained_model(config)
     if job.init_from:
         load_weights(model, _as_planned(job.init_from, job.init_digest).file(WEIGHTS_FILE))
     model.to(machine.device)
