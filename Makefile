@@ -9,7 +9,7 @@ BIN := .venv/bin
 PYTEST := $(BIN)/pytest
 
 .PHONY: help setup pipeline up down status test test-unit test-slow test-gpu lint format types package licences sbom audit check lock \
-	chaos screenshots clean bench bench-peers bench-step bench-curves bench-text bench-loading bench-around \
+	chaos pages screenshots clean bench bench-peers bench-step bench-curves bench-text bench-loading bench-around \
 	bench-writing
 
 help: ## this list
@@ -108,6 +108,9 @@ bench-around: setup ## what Prefect, MLflow and manifests cost around the work
 
 bench-writing: setup ## text generation beside transformers
 	@$(BIN)/python -m benchmarks.generation
+
+pages: setup ## run the commands of tutorial and how-tos, and write what they print into these pages
+	@$(BIN)/python -m tests.pages --write
 
 screenshots: setup ## pictures of the web pages for README and guides; needs `make up`, a run, and Chromium
 	@$(BIN)/python docs/screenshots.py

@@ -32,6 +32,7 @@ from flows.pictures_command import pictures
 from flows.plan_command import plan
 from flows.rate_commands import rate
 from flows.report_command import report
+from flows.sections import Sectioned
 from flows.settings_options import checked_overrides, settings_options
 from flows.signal_commands import data_arrived
 from flows.store_commands import store, verify
@@ -43,7 +44,7 @@ if TYPE_CHECKING:
     from gptmodel.store.artifacts import Artifact
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.group(cls=Sectioned, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(package_name="gptflow")
 def cli() -> None:
     """Pretrain GPT-2-style language models, and know which bytes made them.

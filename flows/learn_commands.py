@@ -77,7 +77,7 @@ def the_model(model: str, untrained: str) -> tuple[str, GPT]:
         if not re.search(r".[/@].", model):
             raise
         from tasks.naming import find_artifact
-        from tasks.services import environment
+        from tasks.servers import environment
 
         os.environ.update({**environment(), **os.environ})
         artifact = find_model(open_store(), find_artifact(open_store(), model).label)

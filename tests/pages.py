@@ -109,37 +109,52 @@ def blocks(page: str, text: str) -> list[Block]:
 
 def differences(block: Block, printed: str) -> str:
     """How the output differs from that of the page, as a diff; empty if it does not."""
-    expected, actual = (block.output or "").splitlines(), [line.rstrip() for line in printed.splitlines()]
+    expected, actual = (block.output or "").splitlines(), _trimmed(printed)
     if block.output is None or _lines_match(block, expected, actual):
         return ""
     return "\n".join(difflib.unified_diff(expected, actual, f"{block.place} says", "and it printed", lineterm=""))
 
 
+def _trimmed(printed: str) -> list[str]:
+    """Its lines without blanks behind them, nor empty lines at both ends."""
+    return [line.rstrip() for line in printed.rstrip().lstrip("\n").splitlines()]
+
+
 def _lines_match(block: Block, expected: list[str], actual: list[str]) -> bool:
-    """Whether the lines between the … stand in the output in this order, the first and last at its ends."""
+    return _placed(_parts(expected), actual, _like(block)) is not None
+
+
+def _parts(lines: list[str]) -> list[list[str]]:
+    """The lines between those that are a … and no more."""
     parts: list[list[str]] = [[]]
-    for line in expected:
+    for line in lines:
         if line.strip() == "…":
             parts.append([])
         else:
             parts[-1].append(line)
+    return parts
+
+
+def _placed(parts: list[list[str]], actual: list[str], alike: Callable[[str, str], bool]) -> list[int] | None:
+    """Where each part begins in the output, in this order, the first at its start and the last at its end; or None."""
 
     def fits(part: list[str], start: int) -> bool:
         stop = start + len(part)
-        return start >= 0 and stop <= len(actual) and all(map(_like(block), part, actual[start:stop]))
+        return start >= 0 and stop <= len(actual) and all(map(alike, part, actual[start:stop]))
 
     if len(parts) == 1:
-        return len(actual) == len(expected) and fits(parts[0], 0)
+        return [0] if len(actual) == len(parts[0]) and fits(parts[0], 0) else None
     first, *middle, last = parts
-    place, end = len(first), len(actual) - len(last)
+    found, place, end = [0], len(first), len(actual) - len(last)
     if not fits(first, 0) or not fits(last, end):
-        return False
+        return None
     for part in middle:
         at = next((start for start in range(place, end - len(part) + 1) if fits(part, start)), None)
         if at is None:
-            return False
+            return None
+        found.append(at)
         place = at + len(part)
-    return place <= end
+    return [*found, end] if place <= end else None
 
 
 def _like(block: Block) -> Callable[[str, str], bool]:
@@ -194,21 +209,27 @@ def rewritten(text: str, new: Mapping[Block, str]) -> str:
     lines = text.splitlines()
     for block in sorted(new, key=lambda each: each.at, reverse=True):
         if block.output is not None:
-            lines[slice(*block.at)] = _kept_short(block, [line.rstrip() for line in new[block].splitlines()])
+            lines[slice(*block.at)] = _kept_short(block, _trimmed(new[block]))
     return "\n".join(lines) + "\n"
 
 
 def _kept_short(block: Block, actual: list[str]) -> list[str]:
-    """The new output without what the old one left out: in a line, and all lines but the first and last so many."""
-    old = (block.output or "").splitlines()
-    if _lines_match(block, old, actual) and old.count("…") > 1:
-        return old  # what stands where would have to be guessed
-    if old.count("…") == 1:
-        head, tail = old.index("…"), len(old) - old.index("…") - 1
-        if head + tail < len(actual):
-            actual = [*actual[:head], "…", *actual[len(actual) - tail :]]
-    short = [line for line in old if "…" in line and line != "…"]
-    return [next((s for s in short if re.fullmatch(_elided(s), line)), line) for line in actual]
+    """The new output without what the old one left out; whole where the old lines are not found in it again."""
+    parts = _parts((block.output or "").splitlines())
+    placed = _placed(parts, actual, _akin)
+    if placed is None:
+        return actual
+    short: list[str] = []
+    for number, (part, start) in enumerate(zip(parts, placed, strict=True)):
+        short += ["…"] * bool(number)
+        short += [old if "…" in old else new for old, new in zip(part, actual[start : start + len(part)], strict=True)]
+    return short
+
+
+def _akin(old: str, new: str) -> bool:
+    """Whether two lines tell of the same thing: equal but for words that hold digits, or but for what is left out."""
+    without = [re.sub(r"\S*\d\S*", "", line).split() for line in (old, new)]
+    return without[0] == without[1] if "…" not in old else re.fullmatch(_elided(old.rstrip()), new) is not None
 
 
 @contextmanager

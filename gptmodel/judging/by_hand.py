@@ -128,7 +128,7 @@ def _logits(model: GPT, ids: list[int]) -> Tensor:
 
     model.eval()
     with torch.no_grad():
-        logits_TV = model(torch.tensor([ids], device=model.wte.weight.device))[0].float().cpu()
+        logits_TV: Tensor = model(torch.tensor([ids], device=model.wte.weight.device))[0].float().cpu()
     if not logits_TV.isfinite().all():
         raise DataError("the model's logits are not numbers (nan or inf); its weights are damaged or training diverged")
     return logits_TV
