@@ -415,10 +415,13 @@ def _typed(words: list[str]) -> int:
     return 0
 
 
+_NOT_SAID = r"\d\d:\d\d:\d\d|Usage: |Try |$|gptflow: .* so far$"
+"""Logs, click's advice, and how far slow work is."""
+
+
 def said(stderr: str, place: Place) -> str:
-    """What speaks of the error, without this machine's folders, ports and hashes; what logs of flows say is "
-    "left out."""
-    lines = [line for line in stderr.splitlines() if not re.match(r"\d\d:\d\d:\d\d|Usage: |Try |$", line)]
+    """What speaks of the error, without this machine's folders, ports and hashes; logs are left out."""
+    lines = [line for line in stderr.splitlines() if not re.match(_NOT_SAID, line)]
     found = "\n".join(line for line in lines if re.match("gptflow: |Error: ", line)) or "\n".join(lines)
     found = (
         found.replace(str(ROOT), "/…/gptflow")
