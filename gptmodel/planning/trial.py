@@ -81,15 +81,20 @@ def try_out(
         told |= _validation(trainer.model, config, machine)
         trainer.model.train()
     told["save_seconds"] = _timed(lambda: trainer.checkpoints.save(trainer.model, trainer.optimizer, state))
-    told["end_seconds"] = _timed(trainer.checkpoints.wait)
-    if saves_beside_steps(train):  # a step beside the writing, whose copies count as memory
-        trainer.checkpoints.save(trainer.model, trainer.optimizer, state)
-        trainer.advance(state)
+    if saves_beside_steps(train):
+        trainer.advance(state)  # beside the writing, whose copies count as memory
+        peak = peak_memory_bytes(
+            machine.device
+        )  # before a second save, whose copies can find the first one's in the way
         trainer.checkpoints.wait()
+        trainer.checkpoints.save(trainer.model, trainer.optimizer, state)
+    else:
+        peak = peak_memory_bytes(machine.device)
+    told["end_seconds"] = _timed(trainer.checkpoints.wait)
     return {
         **told,
         "measured_seconds": time.perf_counter() - started,
-        "peak_memory_bytes": peak_memory_bytes(machine.device),
+        "peak_memory_bytes": peak,
         "free_memory_bytes": _free(machine.device),
         "precision": machine.precision,
         "choice": machine.choice,
