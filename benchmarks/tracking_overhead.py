@@ -59,8 +59,8 @@ def config(seed: int, steps: int) -> PipelineConfig:
 
 def train(store: Store, shards: Artifact, corpus: Artifact, asked: PipelineConfig, tracked: bool) -> dict[str, float]:
     """Seconds of a step (median), and of the whole training with the end of its feed."""
-    from tasks.cards import save_card, training_card
-    from tasks.feed import followed
+    from tasks.tracking.cards import save_card, training_card
+    from tasks.tracking.feed import followed
 
     training = plan_training(store, asked, shards)
     card = training_card(training, corpus)

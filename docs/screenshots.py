@@ -18,8 +18,8 @@ from pathlib import Path
 from playwright.sync_api import Browser, BrowserContext, Page, expect, sync_playwright
 
 from gptmodel.errors import GptflowError
-from tasks.processes import ask
-from tasks.servers import environment
+from tasks.operations.processes import ask
+from tasks.operations.servers import environment
 
 IMAGES = Path(__file__).resolve().parent / "images"
 SIZE = {"width": 1400, "height": 900}

@@ -16,28 +16,28 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from flows.bars import shown_progress
-from flows.benchmark_command import benchmark
-from flows.card_command import card
-from flows.champion_commands import champions, promote, rollback
-from flows.check_data_command import check_data
-from flows.compare_commands import diff, reproduce
-from flows.config_command import config
-from flows.doctor_command import doctor
-from flows.export_command import export
-from flows.learn_commands import loss, model_options, next_, sampling_options, the_model, tokens
-from flows.lineage_command import lineage
-from flows.overlap_command import overlap
-from flows.pictures_command import pictures
-from flows.plan_command import plan
-from flows.rate_commands import rate
-from flows.report_command import report
-from flows.sections import Sectioned
-from flows.settings_options import checked_overrides, settings_options
-from flows.signal_commands import data_arrived
-from flows.store_commands import store, verify
-from flows.surprise_command import surprise
-from flows.trace_command import trace
+from flows.commands.bars import shown_progress
+from flows.commands.benchmark import benchmark
+from flows.commands.card import card
+from flows.commands.champions import champions, promote, rollback
+from flows.commands.check_data import check_data
+from flows.commands.compare import diff, reproduce
+from flows.commands.config import config
+from flows.commands.doctor import doctor
+from flows.commands.export import export
+from flows.commands.learn import loss, model_options, next_, sampling_options, the_model, tokens
+from flows.commands.lineage import lineage
+from flows.commands.overlap import overlap
+from flows.commands.pictures import pictures
+from flows.commands.plan import plan
+from flows.commands.rate import rate
+from flows.commands.report import report
+from flows.commands.sections import Sectioned
+from flows.commands.settings_options import checked_overrides, settings_options
+from flows.commands.signals import data_arrived
+from flows.commands.store import store, verify
+from flows.commands.surprise import surprise
+from flows.commands.tracing import trace
 from gptmodel.errors import ConfigError, GptflowError
 
 if TYPE_CHECKING:
@@ -131,7 +131,7 @@ def import_(source: str, as_json: bool, **parameters: Any) -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print the result as one JSON object.")
 def sync(as_json: bool) -> None:
     """Send to MLflow what it missed while it was out of reach: each step, picture and model once."""
-    from flows.terminal import sync as send
+    from flows.commands.terminal import sync as send
 
     send(as_json=as_json)
 
@@ -156,7 +156,7 @@ def generate(prompt: tuple[str, ...], model: str, untrained: str, samples: int, 
 
     settings = parse_config({k: v for k, v in decoding.items() if v is not None}, DecodingConfig)
     prompts = list(prompt) or [sys.stdin.read()]
-    from flows.terminal import write
+    from flows.commands.terminal import write
 
     write([text for text in prompts for _ in range(samples)], *the_model(model, untrained), settings, as_json=as_json)
 
@@ -190,7 +190,7 @@ cli.add_command(verify)
 
 def _prepare_environment() -> None:
     """Keep Prefect and MLflow to this folder, and to the servers of `make up` if they run."""
-    from tasks.servers import environment
+    from tasks.operations.servers import environment
 
     for name, value in environment().items():
         os.environ.setdefault(name, value)
@@ -207,7 +207,7 @@ def _run(flow: Callable[..., Any], **parameters: Any) -> dict[str, Artifact]:
 
 
 def _show(artifacts: dict[str, Artifact], as_json: bool) -> None:
-    from flows.terminal import as_plain, show
+    from flows.commands.terminal import as_plain, show
 
     if as_json:
         click.echo(json.dumps(as_plain(artifacts), ensure_ascii=False))

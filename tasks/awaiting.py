@@ -3,8 +3,8 @@
 A run of a deployment goes from Running to Scheduled in one step, and its process ends: there is no moment at which a
 kill could leave it with nobody to start it again. All that it waits with is a row in Prefect's database and files of
 the store, so worker, server and machine may restart meanwhile. One that is killed before its process has ended is
-marked Crashed by its worker, and started again by an automation (`tasks.automations`). A run without a deployment has
-nobody to start it again, and sleeps instead.
+marked Crashed by its worker, and started again by an automation (`tasks.operations.automations`). A run without a
+deployment has nobody to start it again, and sleeps instead.
 """
 
 from __future__ import annotations

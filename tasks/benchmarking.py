@@ -7,7 +7,7 @@ from prefect import task
 from gptmodel.config import BenchmarkConfig
 from gptmodel.judging.benchmark import benchmark
 from gptmodel.store.artifacts import Artifact, open_store
-from tasks.lineage_events import with_events
+from tasks.lineage.events import with_events
 from tasks.pages import progress, show_table
 from tasks.policy import STEP
 from tasks.steps import figures_of, report
@@ -17,7 +17,7 @@ from tasks.steps import figures_of, report
 @with_events
 def benchmark_model(model: Artifact, config: BenchmarkConfig, wait: bool = False) -> Artifact:
     """Run tasks of EleutherAI's harness, and log each metric with its standard error."""
-    from tasks.syncing import settle, sync_evaluation
+    from tasks.tracking.syncing import settle, sync_evaluation
 
     store = open_store()
     with progress("answering") as update:

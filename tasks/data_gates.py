@@ -7,7 +7,7 @@ from prefect import get_run_logger, task
 from gptmodel.config import DataGatesConfig
 from gptmodel.errors import DataError
 from gptmodel.store.artifacts import Artifact, open_store
-from tasks.lineage_events import with_events
+from tasks.lineage.events import with_events
 from tasks.pages import progress, show_words
 from tasks.policy import STEP
 from tasks.steps import figures_of, report

@@ -12,7 +12,7 @@ from gptmodel.judging.comparison import compare
 from gptmodel.judging.evaluation import evaluate
 from gptmodel.judging.units import TOLD, resampled_words
 from gptmodel.store.artifacts import Artifact, open_store
-from tasks.lineage_events import with_events
+from tasks.lineage.events import with_events
 from tasks.pages import show_table, shown
 from tasks.policy import STEP
 from tasks.report_pages import show_report_links
@@ -27,7 +27,7 @@ def evaluate_model(
     model: Artifact, shards: Artifact, config: EvaluateConfig, wait: bool = False, since: Artifact | None = None
 ) -> Artifact:
     """Score every token of a split, or of what is not in `since`, and write samples with each decoding."""
-    from tasks.syncing import settle, sync_evaluation
+    from tasks.tracking.syncing import settle, sync_evaluation
 
     store = open_store()
     with shown():
@@ -49,7 +49,7 @@ def evaluate_model(
 @with_events
 def compare_models(champion: Artifact, challenger: Artifact, config: EvaluateConfig, wait: bool = False) -> Artifact:
     """Is the challenger's evaluation better than the champion's? A paired bootstrap over the same documents."""
-    from tasks.syncing import settle, sync_comparison
+    from tasks.tracking.syncing import settle, sync_comparison
 
     store = open_store()
     artifact, reused = compare(store, champion, challenger, config, wait=wait)

@@ -13,9 +13,9 @@ from gptmodel.config import PipelineConfig
 from gptmodel.errors import ArtifactError
 from gptmodel.retraining.ledger import Draft, Entry, Ledger, Named, State
 from gptmodel.store.artifacts import Artifact, Store, open_store
+from tasks.operations.signals import GATE_FAILED, GATE_PASSED, announce
 from tasks.pages import show_table, show_words
 from tasks.policy import STEP
-from tasks.signals import GATE_FAILED, GATE_PASSED, announce
 
 log = logging.getLogger(__name__)
 _SHOWN = ("difference", "high", "bound")
@@ -107,8 +107,8 @@ def decide_once(
 
 def move_aliases(store: Store, config: PipelineConfig) -> None:
     """Have MLflow follow the ledger, without waiting for one that does not answer: the next run, or a sync, does it."""
-    from tasks.aliases import follow
-    from tasks.syncing import settle
+    from tasks.tracking.aliases import follow
+    from tasks.tracking.syncing import settle
 
     settle(lambda: follow(store, config.name, config.retrain.keep_versions), f"the registry of {config.name}")
 

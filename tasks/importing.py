@@ -10,12 +10,12 @@ from prefect import task
 from gptmodel.errors import ConfigError
 from gptmodel.pretraining.step import run_dir_of
 from gptmodel.store.artifacts import MANIFEST, Artifact, find_model, open_store
-from tasks.cards import model_card, save_card
 from tasks.holding import hold
-from tasks.lineage_events import with_events
+from tasks.lineage.events import with_events
 from tasks.pages import progress
 from tasks.policy import STEP
 from tasks.steps import figures_of, report
+from tasks.tracking.cards import model_card, save_card
 
 
 @task(name="import-weights", task_run_name="import {source}", **STEP)
@@ -25,7 +25,7 @@ def import_pretrained(
 ) -> Artifact:
     """Import GPT-2 weights from outside, or take a model that the store already has."""
     from gptmodel.pretrained import import_weights
-    from tasks.syncing import settle, size_of, sync_run
+    from tasks.tracking.syncing import settle, size_of, sync_run
 
     store = open_store()
     if re.fullmatch(r"(checkpoint|weights)/[0-9a-f]{4,64}", source) or (Path(source) / MANIFEST).exists():

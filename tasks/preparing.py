@@ -8,7 +8,7 @@ from gptmodel.config import CorpusConfig, PipelineConfig, ShardsConfig
 from gptmodel.store.artifacts import Artifact, open_store
 from tasks.data_gates import check_corpus
 from tasks.holding import hold
-from tasks.lineage_events import with_events
+from tasks.lineage.events import with_events
 from tasks.pages import progress
 from tasks.policy import STEP
 from tasks.steps import figures_of, report

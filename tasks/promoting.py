@@ -14,9 +14,9 @@ from gptmodel.lineage.graph import MODELS
 from gptmodel.pretraining.step import run_dir_of
 from gptmodel.retraining.ledger import Draft, Entry, Ledger, Named, State
 from gptmodel.store.artifacts import Artifact, Store
-from tasks.cards import load_card
-from tasks.mlflow_pages import briefly, is_there
-from tasks.naming import find_artifact
+from tasks.tracking.cards import load_card
+from tasks.tracking.mlflow_pages import briefly, is_there
+from tasks.tracking.naming import find_artifact
 
 log = logging.getLogger(__name__)
 _ALIASES = ("champion", "previous", "challenger")
@@ -36,7 +36,7 @@ def standing(store: Store, name: str) -> State:
 
 
 def _follow(store: Store, name: str) -> State:
-    from tasks.aliases import follow
+    from tasks.tracking.aliases import follow
 
     return briefly(lambda: follow(store, name), _PATIENCE)[0]
 
@@ -145,7 +145,7 @@ def _registered_name(store: Store, model: Artifact) -> str:
 
 
 def _has_version(store: Store, name: str, model: Artifact) -> bool:
-    from tasks.aliases import version_of
+    from tasks.tracking.aliases import version_of
 
     return is_there() and bool(briefly(lambda: version_of(store, name, Named.of(model))))
 

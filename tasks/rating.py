@@ -20,11 +20,11 @@ from gptmodel.rating.rounds import KIND, RoundConfig, build_round, models_of, re
 from gptmodel.store.artifacts import Artifact, Store, find_model, open_store
 from tasks.awaiting import rest, this_run
 from tasks.holding import hold
-from tasks.lineage_events import with_events
-from tasks.naming import find_artifact
+from tasks.lineage.events import with_events
 from tasks.pages import progress, show_table, show_words
 from tasks.policy import STEP
 from tasks.steps import figures_of, report
+from tasks.tracking.naming import find_artifact
 
 log = logging.getLogger(__name__)
 
@@ -103,7 +103,7 @@ def ask_raters(
     compared = pairs_of(found, items) if pairs else []
     pages: dict[int, list[str]] = {}
     if queue:
-        from tasks.review_queue import put_before
+        from tasks.tracking.review_queue import put_before
 
         pages = put_before(found, items, list(numbers.values()), compared)
     now, run = datetime.now(UTC), this_run()
@@ -129,7 +129,7 @@ def pairs_asked(store: Store, found: Artifact) -> list[Pair]:
 
 def collect(store: Store, found: Artifact) -> int:
     """Take into the journal what was answered in MLflow's queues; how much of it was new. TrackingError."""
-    from tasks.review_queue import read_back
+    from tasks.tracking.review_queue import read_back
 
     pairs, known = pairs_asked(store, found), {item.id for item in read_items(found)}
     answers = read_back(found, pairs)
@@ -169,7 +169,7 @@ def await_ratings(found: Artifact, look_every: float) -> None:
 @with_events
 def publish_ratings(found: Artifact, wait: bool = False) -> Artifact:
     """Turn what raters said so far into figures, and tell MLflow."""
-    from tasks.syncing import settle, sync_ratings
+    from tasks.tracking.syncing import settle, sync_ratings
 
     store = open_store()
     artifact, reused = figures(store, found, wait=wait)

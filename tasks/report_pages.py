@@ -8,8 +8,8 @@ from gptmodel.errors import TrackingError
 from gptmodel.judging.surprisal import SURPRISAL_FILE
 from gptmodel.lineage.walk import artifact_of
 from gptmodel.store.artifacts import Artifact, Store
-from tasks.mlflow_pages import briefly, is_there, page_of
 from tasks.pages import show_words
+from tasks.tracking.mlflow_pages import briefly, is_there, page_of
 
 log = logging.getLogger(__name__)
 
@@ -45,9 +45,9 @@ def _links(store: Store, model: Artifact, evaluation: Artifact) -> str:
 
 
 def _addresses(run_id: str, evaluation: Artifact) -> str:
-    from tasks.recording import evaluation_tag
-    from tasks.reporting import report_place, surprisal_place
-    from tasks.tracking import client
+    from tasks.tracking.recording import evaluation_tag
+    from tasks.tracking.reporting import report_place, surprisal_place
+    from tasks.tracking.runs import client
 
     run = client().get_run(run_id)
     if run.data.tags.get(evaluation_tag(evaluation)) != evaluation.digest:

@@ -18,9 +18,9 @@ from gptmodel.reproduction.repeating import Wishes
 from gptmodel.reproduction.sides import mlflow_run_of
 from gptmodel.reproduction.verdicts import Verdict
 from gptmodel.store.artifacts import Artifact, Store, find_model, open_store
-from tasks.naming import find_artifact
 from tasks.pages import shown
 from tasks.policy import STEP
+from tasks.tracking.naming import find_artifact
 
 log = logging.getLogger(__name__)
 _MARKS = {True: "✓ equal", False: "≠ differs", None: "–"}
@@ -47,8 +47,8 @@ def reproduce_model(model: str = "", steps: int = 0, threads: int = 0) -> dict[s
 
 def note_verdict(store: Store, artifact: Artifact, verdict: Verdict) -> None:
     """Tags on the MLflow run of the original, if this store told MLflow of one. A dead server fails nothing."""
-    from tasks.syncing import settle
-    from tasks.tracking import set_tags
+    from tasks.tracking.runs import set_tags
+    from tasks.tracking.syncing import settle
 
     if not (run_id := mlflow_run_of(store, artifact.fingerprint)):
         return

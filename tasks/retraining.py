@@ -15,10 +15,10 @@ from gptmodel.text.corpus import DOWNLOADS
 from gptmodel.text.sources import open_source
 from tasks.data_gates import check_corpus
 from tasks.holding import hold
+from tasks.operations.signals import GATE_FAILED, NOTHING_NEW, announce
 from tasks.pages import progress, show_words
 from tasks.policy import STEP
 from tasks.promoting import held, resolved, standing
-from tasks.signals import GATE_FAILED, NOTHING_NEW, announce
 
 
 @dataclass(frozen=True)

@@ -22,13 +22,21 @@ from pathlib import Path
 
 from gptmodel.errors import ConfigError, GptflowError
 from gptmodel.store.locks import exclusive
-from tasks import slots
-from tasks.automations import install
-from tasks.deployments import register
-from tasks.notifying import addresses, tell
-from tasks.processes import ServiceError, ask, port_taken, read, start, stop
-from tasks.schedules import SETTING, switch
-from tasks.servers import HOST, POOL, Service, child_environment, forget_server, services_of, write_prefect_toml
+from tasks.operations import slots
+from tasks.operations.automations import install
+from tasks.operations.deployments import register
+from tasks.operations.notifying import addresses, tell
+from tasks.operations.processes import ServiceError, ask, port_taken, read, start, stop
+from tasks.operations.schedules import SETTING, switch
+from tasks.operations.servers import (
+    HOST,
+    POOL,
+    Service,
+    child_environment,
+    forget_server,
+    services_of,
+    write_prefect_toml,
+)
 
 _START_SECONDS = 180  # a new Prefect database takes 16 CPU seconds, and the cores may be busy
 _FLOW_STOP_SECONDS = 90  # a training child finishes its step and saves a checkpoint first

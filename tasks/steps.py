@@ -8,8 +8,8 @@ from prefect import get_run_logger
 
 from gptmodel.store.artifacts import Artifact
 from tasks.holding import hold
-from tasks.lineage_events import note_reused
-from tasks.lineage_pages import show_lineage
+from tasks.lineage.events import note_reused
+from tasks.lineage.pages import show_lineage
 from tasks.pages import show_artifact
 
 

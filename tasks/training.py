@@ -11,14 +11,14 @@ from gptmodel.config import PipelineConfig
 from gptmodel.planning.forecast import Forecast
 from gptmodel.pretraining.step import Training, plan_training, pretrain
 from gptmodel.store.artifacts import Artifact, open_store
-from tasks.cards import save_card, training_card
 from tasks.holding import hold
-from tasks.lineage_events import with_events
+from tasks.lineage.events import with_events
+from tasks.operations.slots import slots, slots_wanted
 from tasks.pages import shown
 from tasks.plans import show_plan
 from tasks.policy import STEP
-from tasks.slots import slots, slots_wanted
 from tasks.steps import figures_of, report
+from tasks.tracking.cards import save_card, training_card
 
 
 @task(name="pretrain", task_run_name="pretrain {config.name}", **STEP)
@@ -27,7 +27,7 @@ def pretrain_model(
     config: PipelineConfig, shards: Artifact, init: Artifact | None = None, wait: bool = False
 ) -> Artifact:
     """Pretrain in a child process; resumes by itself, and its MLflow run goes on with it."""
-    from tasks.syncing import settle, size_of, sync_run  # late: MLflow takes seconds to import
+    from tasks.tracking.syncing import settle, size_of, sync_run  # late: MLflow takes seconds to import
 
     store, logger = open_store(), get_run_logger()
     training = plan_training(store, config, shards, init)
@@ -36,7 +36,7 @@ def pretrain_model(
 
     @contextmanager
     def watch(_: Training) -> Iterator[None]:
-        from tasks.feed import followed
+        from tasks.tracking.feed import followed
 
         save_card(training.run_dir, card)
         with slots(slots_wanted(config.train)), followed(card, training.run_dir), shown():

@@ -12,7 +12,7 @@ from gptmodel.pretraining.step import KIND, RUNS
 from gptmodel.store.artifacts import Store, find_model
 from gptmodel.tracing.trained import TracedTraining, find_unfinished, finished_training, unfinished_training
 from gptmodel.upkeep.pins import BUILDING
-from tasks.naming import find_artifact
+from tasks.tracking.naming import find_artifact
 
 
 def find_training(store: Store, name: str = "") -> TracedTraining:

@@ -17,7 +17,7 @@ import chaos_moments
 import chaos_pipeline
 import psutil
 
-from tasks.processes import Record
+from tasks.operations.processes import Record
 
 _MARK = "GPTFLOW_SERVICE"  # in the environment of all that an attempt starts, so that its child is found
 _PATIENCE_SECONDS = 400

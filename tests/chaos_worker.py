@@ -18,8 +18,8 @@ import yaml
 from chaos_runs import is_child, living_child
 
 from gptmodel.settings import merge_layers
-from tasks.automations import RESTARTS
-from tasks.processes import Record, ask, read
+from tasks.operations.automations import RESTARTS
+from tasks.operations.processes import Record, ask, read
 
 _PATIENCE_SECONDS = 400  # a silent run is marked after 90 s, and started again 30 s later
 _ASK_SECONDS = 0.5

@@ -21,7 +21,7 @@ from typing import Any
 
 import psutil
 
-from tasks.processes import ask
+from tasks.operations.processes import ask
 from tests.conftest import write_text
 
 REPOSITORY = Path(__file__).resolve().parents[1]

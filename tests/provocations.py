@@ -385,7 +385,7 @@ def run(case: Case, place: Place) -> tuple[int, str]:
     """
     ours = ("GPTFLOW_", "OPENLINEAGE_") if case.flow else ("PREFECT_", "MLFLOW_", "GPTFLOW_", "OPENLINEAGE_")
     env = {name: value for name, value in os.environ.items() if not name.startswith(ours)}
-    env |= {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0"}  # as tasks.tracking sets it when it is imported first
+    env |= {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0"}  # as tasks.tracking.runs sets it when it is imported first
     env |= {"GPTFLOW_STORE": "store", "COLUMNS": "200", "HF_HUB_OFFLINE": "1", **case.env}
     words = shlex.split(case.command.format(**place.names))
     before, told, code = Path.cwd(), io.StringIO(), 0

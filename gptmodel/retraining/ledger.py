@@ -2,7 +2,7 @@
 
 The file only grows, a line each time, on disk before anybody acts on it; each line holds the hash of the one before, so
 that a line that was changed or taken out is seen. A line that a kill cut short is no line. The champion is what the
-lines say; the aliases of MLflow's registry are made to follow (`tasks/aliases.py`), now or when it answers again.
+lines say; the aliases of MLflow's registry are made to follow (`tasks.tracking.aliases`), now or later.
 `gptflow store gc` never touches this folder, and keeps the models that stand in it as champion, previous, challenger.
 """
 

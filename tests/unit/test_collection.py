@@ -224,7 +224,7 @@ def stopped(store: Store, shards: Artifact) -> str:
 def test_a_training_that_was_stopped_stays_if_it_is_pinned_or_mlflow_has_it_unfinished(
     store: Store, made: dict[str, Artifact], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from flows.store_commands import store as group
+    from flows.commands.store import store as group
 
     monkeypatch.setenv("GPTFLOW_STORE", str(store.root))
     name = stopped(store, made["s1"])
@@ -497,7 +497,7 @@ def test_the_parts_of_a_store_add_up(store: Store, made: dict[str, Artifact]) ->
 
 
 def test_the_commands(store: Store, made: dict[str, Artifact], monkeypatch: pytest.MonkeyPatch) -> None:
-    from flows.store_commands import store as group
+    from flows.commands.store import store as group
 
     monkeypatch.setenv("GPTFLOW_STORE", str(store.root))
 

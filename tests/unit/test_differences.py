@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
-from flows.compare_commands import diff
+from flows.commands.compare import diff
 from gptmodel.config import CorpusConfig, ShardsConfig, SourceConfig
 from gptmodel.errors import GptflowError
 from gptmodel.lineage.differences import beside, changes, curve_of, first_difference, provenance_changes, sparklines

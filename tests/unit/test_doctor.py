@@ -18,8 +18,8 @@ import torch
 from click.testing import CliRunner, Result
 
 import gptmodel.checkup
-import tasks.reachable
-from flows.doctor_command import doctor
+import tasks.operations.reachable
+from flows.commands.doctor import doctor
 from gptmodel.errors import GptflowError
 
 PREFECT, MLFLOW = importlib.metadata.version("prefect"), importlib.metadata.version("mlflow")
@@ -64,7 +64,7 @@ def place(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     for name in ("PREFECT_API_URL", "MLFLOW_TRACKING_URI", "HF_ENDPOINT"):
         monkeypatch.delenv(name, raising=False)
     for name in ("PREFECT_PORT", "MLFLOW_PORT"):
-        monkeypatch.setattr(tasks.reachable, name, free_port())
+        monkeypatch.setattr(tasks.operations.reachable, name, free_port())
     return tmp_path
 
 
@@ -84,7 +84,7 @@ def findings(result: Result) -> dict[str, tuple[str, str, str]]:
 
 
 def services() -> dict[str, tuple[str, str, str]]:
-    return {found.what: (found.state, found.value, found.advice) for found in tasks.reachable.services()}
+    return {found.what: (found.state, found.value, found.advice) for found in tasks.operations.reachable.services()}
 
 
 def test_a_machine_that_is_well(place: Path) -> None:
@@ -169,7 +169,7 @@ def test_a_port_that_somebody_else_has(monkeypatch: pytest.MonkeyPatch) -> None:
         other.bind(("127.0.0.1", 0))
         other.listen()
         port = other.getsockname()[1]
-        monkeypatch.setattr(tasks.reachable, "PREFECT_PORT", port)
+        monkeypatch.setattr(tasks.operations.reachable, "PREFECT_PORT", port)
         state, value, advice = services()["Prefect"]
     assert (state, f"port {port} is taken" in value, advice) == ("warn", True, f"PREFECT_PORT={port + 1} make up")
 

@@ -80,7 +80,8 @@ def test_no_test_folder_is_named_like_a_package() -> None:
 
 def test_flows_come_without_torch_and_mlflow() -> None:
     """Prefect imports a flow to register it and to show its form: seconds of these would be paid every time."""
-    modules = [f"flows.{file.stem}" for file in files("flows") if not file.stem.startswith("__")]
+    paths = [file.relative_to(ROOT).with_suffix("") for file in files("flows") if not file.stem.startswith("__")]
+    modules = [".".join(path.parts) for path in paths]
     if not modules:
         pytest.skip("there is no flow yet")
     program = f"import sys, {', '.join(modules)}\nfrom tasks.console import start_server_apart\nstart_server_apart()\n"

@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 import scipy.stats
 
-from flows.terminal import show
+from flows.commands.terminal import show
 from gptmodel.config import EvaluateConfig, PipelineConfig
 from gptmodel.errors import ConfigError
 from gptmodel.judging.bootstrap import effective_units, interval, resampled

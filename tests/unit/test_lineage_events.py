@@ -33,9 +33,9 @@ from gptmodel.errors import DataError, Interrupted
 from gptmodel.store.artifacts import Artifact, Request, Store, open_store
 from gptmodel.text.corpus import build_corpus
 from gptmodel.tokens.shards import build_shards
-from tasks import lineage_events
-from tasks.lineage_events import append, note_reused, with_events
-from tasks.lineage_facets import Attempt, event
+from tasks.lineage import events as lineage_events
+from tasks.lineage.events import append, note_reused, with_events
+from tasks.lineage.facets import Attempt, event
 
 Tiny = Callable[..., PipelineConfig]
 ROOT = Path(__file__).resolve().parents[2]
@@ -250,7 +250,7 @@ def test_a_figure_that_json_does_not_know_is_left_out(store: Store) -> None:
 _KILLED = """
 import sys, time
 from gptmodel.store.artifacts import Artifact
-from tasks.lineage_events import with_events
+from tasks.lineage.events import with_events
 
 @with_events
 def killed() -> Artifact:

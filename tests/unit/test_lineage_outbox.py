@@ -17,15 +17,15 @@ from typing import Any
 import pytest
 
 from gptmodel.store.artifacts import Artifact, Request, open_store
-from tasks import lineage_outbox
-from tasks.lineage_events import note_reused, with_events
-from tasks.lineage_outbox import _sender, deliver
+from tasks.lineage import outbox as lineage_outbox
+from tasks.lineage.events import note_reused, with_events
+from tasks.lineage.outbox import _sender, deliver
 
 ROOT = Path(__file__).resolve().parents[2]
 SENDER = """
 import sys
 from pathlib import Path
-from tasks import lineage_outbox
+from tasks.lineage import outbox as lineage_outbox
 lineage_outbox.EXIT_SECONDS = float(sys.argv[2])
 lineage_outbox.send_soon(Path(sys.argv[1]))
 print("done", flush=True)

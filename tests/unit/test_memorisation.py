@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 from click.testing import CliRunner
 
-from flows.overlap_command import overlap as command
+from flows.commands.overlap import overlap as command
 from gptmodel.errors import ConfigError
 from gptmodel.judging.memorisation import overlaps, remembered, spelled, unseen_passages
 from gptmodel.judging.origins import Origin, covered, origin_report, origins

@@ -14,7 +14,7 @@ from click.testing import CliRunner
 from huggingface_hub import ModelCard
 from markdown_it import MarkdownIt
 
-from flows.card_command import card as command
+from flows.commands.card import card as command
 from gptmodel.config import ModelConfig, TrainConfig, recipe
 from gptmodel.errors import ArtifactError
 from gptmodel.pages.card import DESCRIPTION_CHARS, card_text, description_text

@@ -176,4 +176,4 @@ def test_the_help_lists_every_command_once_under_what_it_is_for() -> None:
     told = CliRunner().invoke(cli, ["--help"]).stdout
     listed = re.findall(r"^  ([a-z-]+) {2,}\S", told.partition("Train:")[2], flags=re.MULTILINE)
     assert sorted(listed) == sorted(cli.commands)
-    assert "\nMore:" not in told, "give the new command a section in flows/sections.py"
+    assert "\nMore:" not in told, "give the new command a section in flows/commands/sections.py"

@@ -15,7 +15,7 @@ from click.testing import CliRunner, Result
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from flows.plan_command import plan
+from flows.commands.plan import plan
 from gptmodel.arithmetic import (
     count_parameters,
     flops_per_token,

@@ -14,7 +14,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tasks.processes import Record, ask, read, start, stop
+from tasks.operations.processes import Record, ask, read, start, stop
 
 # A parent that starts a child in a session of its own, and both say so before they wait.
 FAMILY = """

@@ -176,11 +176,11 @@ def test_a_training_is_read_from_the_end_of_its_log_and_follows_one_that_went_ba
 
 PROGRAM = """
 import sys, time
-import flows.bars
-from flows.bars import shown_progress
+import flows.commands.bars
+from flows.commands.bars import shown_progress
 from gptmodel.progress import LINE_SECONDS, Lines, progress
 assert 10 <= LINE_SECONDS <= 30
-flows.bars._AFTER = 0.0
+flows.commands.bars._AFTER = 0.0
 Lines.__init__.__defaults__ = (0.05,)
 with shown_progress(), progress("tokenizing", 4, "shards") as meter:
     meter.add(3)

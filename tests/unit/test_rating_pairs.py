@@ -267,7 +267,7 @@ def test_a_gate_that_cannot_be_is_told(wrong):
 
 
 def test_at_the_keyboard_pairs_are_answered_put_off_and_left(store, found, pairs, monkeypatch):
-    from flows.rate_commands import rate
+    from flows.commands.rate import rate
 
     monkeypatch.setenv("GPTFLOW_STORE", str(store.root))
     journal = Journal(store, found.path.name)

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from flows.report_command import report as command
+from flows.commands.report import report as command
 from gptmodel.config import DecodingConfig, ModelConfig, PipelineConfig
 from gptmodel.errors import ArtifactError
 from gptmodel.model import GPT

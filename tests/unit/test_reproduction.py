@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
-from flows.compare_commands import reproduce as command
+from flows.commands.compare import reproduce as command
 from gptmodel.config import CorpusConfig, PipelineConfig, ShardsConfig, SourceConfig, recipe
 from gptmodel.errors import ArtifactError, ConfigError, DataError, NetworkError
 from gptmodel.pretraining.step import run_dir_of

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from flows.plan_command import plan as plan_command
+from flows.commands.plan import plan as plan_command
 from gptmodel.config import OptimizerConfig, PipelineConfig, TrainConfig
 from gptmodel.planning import budget as budgets
 from gptmodel.planning import past as past_room

@@ -18,7 +18,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from flows.surprise_command import surprise
+from flows.commands.surprise import surprise
 from gptmodel.config import ModelConfig
 from gptmodel.errors import ConfigError, DataError, StorageError
 from gptmodel.judging.pieces import label_of, pieces, whole

@@ -7,7 +7,7 @@ from threading import Event
 from typing import Any
 
 from gptmodel.training.metrics_log import MetricsLog
-from tasks.tail import LogReader, Ticker
+from tasks.tracking.tail import LogReader, Ticker
 
 
 def write(path: Path, start: int, steps: range) -> None:

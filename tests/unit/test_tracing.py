@@ -16,7 +16,7 @@ from click.testing import CliRunner
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from flows.trace_command import trace as command
+from flows.commands.tracing import trace as command
 from gptmodel.config import CorpusConfig, ModelConfig, ShardsConfig, SourceConfig, TrainConfig, recipe
 from gptmodel.errors import ArtifactError, ConfigError, DataError
 from gptmodel.store.artifacts import Artifact, Request, Store

@@ -54,7 +54,7 @@ class Judged:
 
 
 def _run_of(model: Artifact) -> Run:
-    from tasks.tracking import find_run
+    from tasks.tracking.runs import find_run
 
     run = find_run(model.fingerprint)
     assert run is not None
@@ -62,7 +62,7 @@ def _run_of(model: Artifact) -> Run:
 
 
 def _synced() -> dict[str, str]:
-    from tasks.syncing import sync_store
+    from tasks.tracking.syncing import sync_store
 
     return {outcome.label: outcome.what for outcome in sync_store(_store())}
 
@@ -81,7 +81,7 @@ def judged(
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[Judged]:
     from flows.evaluate import evaluate
-    from tasks.cards import model_card, save_card
+    from tasks.tracking.cards import model_card, save_card
 
     folder = tmp_path_factory.mktemp("against")
     store = Store(folder / "store")
@@ -162,7 +162,7 @@ def test_told_once_and_again_after_an_attempt_that_was_killed(judged: Judged) ->
 
 
 def test_verify_reads_the_comparison_in_mlflow(judged: Judged) -> None:
-    from flows.store_commands import verify
+    from flows.commands.store import verify
 
     model, comparison, run = judged.made["model"], judged.made["comparison"], judged.run
 
@@ -210,7 +210,7 @@ def test_a_second_run_reuses_all_and_its_pages_say_where_the_report_is(judged: J
 
 
 def test_the_report_stands_beside_the_version_with_the_alias_champion(judged: Judged, tmp_path: Path) -> None:
-    from flows.report_command import report as command
+    from flows.commands.report import report as command
 
     mlflow_client, new, evaluation = MlflowClient(), judged.made["model"], judged.made["evaluation"]
     number = {v.run_id: v.version for v in mlflow_client.search_model_versions("name = 'rivals'")}

@@ -17,9 +17,9 @@ from gptmodel.retraining.ledger import Draft, Ledger, Named
 from gptmodel.store.artifacts import Artifact, Request, Store, write_atomic
 from gptmodel.upkeep.collection import Rules, plan
 from gptmodel.upkeep.pins import pin
-from tasks import aliases
-from tasks.aliases import aliases_of, follow
 from tasks.promoting import promote, rollback, standing
+from tasks.tracking import aliases
+from tasks.tracking.aliases import aliases_of, follow
 
 NAME = "nightly"
 

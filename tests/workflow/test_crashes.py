@@ -21,9 +21,9 @@ import pytest
 import yaml
 
 from gptmodel.training.metrics_log import read_lines
-from tasks import automations
-from tasks.automations import HEARTBEAT_SECONDS, RESTARTS, install
-from tasks.processes import ask
+from tasks.operations import automations
+from tasks.operations.automations import HEARTBEAT_SECONDS, RESTARTS, install
+from tasks.operations.processes import ask
 from tests.project import REPOSITORY, Project, opened, until
 
 FLOW = """

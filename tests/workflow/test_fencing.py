@@ -19,16 +19,16 @@ import psutil
 import pytest
 from mlflow import MlflowClient
 
-import tasks.feed
+import tasks.tracking.feed
 from gptmodel.config import PipelineConfig
 from gptmodel.errors import Interrupted, LockLostError
 from gptmodel.pretraining.step import Training, plan_training, pretrain
 from gptmodel.store.artifacts import Artifact, Store
 from gptmodel.store.locks import exclusive
 from gptmodel.training.metrics_log import MetricsLog
-from tasks.cards import Card
-from tasks.feed import LOCK_FILE, Feed, _Live, followed, note_state, noted_state
-from tasks.tracking import client, find_run
+from tasks.tracking.cards import Card
+from tasks.tracking.feed import LOCK_FILE, Feed, _Live, followed, note_state, noted_state
+from tasks.tracking.runs import client, find_run
 
 # Trains, passes the child's lines on, and says how it ended.
 TRAINER = """
@@ -122,7 +122,7 @@ def log(database: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Itera
     """The log of a run in `tmp_path`, fed to the database at every turn."""
     monkeypatch.setenv("MLFLOW_TRACKING_URI", database)
     monkeypatch.setenv("MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL", "1")
-    monkeypatch.setattr(tasks.feed, "_SEND_SECONDS", 0.02)
+    monkeypatch.setattr(tasks.tracking.feed, "_SEND_SECONDS", 0.02)
     log = MetricsLog(tmp_path / "metrics.jsonl")
     log.start(-1)
     log.log(1, tokens=1, metrics={"train/loss": 1.0})

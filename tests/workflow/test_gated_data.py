@@ -12,7 +12,7 @@ from click.testing import CliRunner
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterFlowRunId
 
-from flows.check_data_command import check_data
+from flows.commands.check_data import check_data
 from gptmodel.datagates import report_of
 from gptmodel.errors import DataError
 from gptmodel.overrides import PipelineOverrides

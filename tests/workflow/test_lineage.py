@@ -17,8 +17,8 @@ from mlflow import MlflowClient
 from gptmodel.errors import ArtifactError, TrackingError
 from gptmodel.pretraining.step import run_dir_of
 from gptmodel.store.artifacts import Artifact, Ref, Request, Store
-from tasks.mlflow_pages import address, briefly, page_of
-from tasks.naming import find_artifact
+from tasks.tracking.mlflow_pages import address, briefly, page_of
+from tasks.tracking.naming import find_artifact
 
 HEX = "ab" * 32
 WAYS = {

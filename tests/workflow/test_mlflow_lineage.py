@@ -23,9 +23,9 @@ from gptmodel.store.artifacts import Artifact, Store
 from gptmodel.store.codestate import code_digest
 from gptmodel.text.corpus import build_corpus
 from gptmodel.tokens.shards import build_shards
-from tasks.cards import save_card, training_card
-from tasks.syncing import sync_evaluation, sync_run
-from tasks.tracking import find_run
+from tasks.tracking.cards import save_card, training_card
+from tasks.tracking.runs import find_run
+from tasks.tracking.syncing import sync_evaluation, sync_run
 
 Tiny = Callable[..., PipelineConfig]
 

@@ -21,9 +21,9 @@ from gptmodel.pretraining.replay import replay
 from gptmodel.pretraining.step import plan_training, pretrain, run_dir_of
 from gptmodel.store.artifacts import Artifact, Store
 from gptmodel.tracing.report import Asked, trace
-from tasks.cards import save_card, training_card
-from tasks.syncing import sync_evaluation, sync_run
-from tasks.tracking import find_run
+from tasks.tracking.cards import save_card, training_card
+from tasks.tracking.runs import find_run
+from tasks.tracking.syncing import sync_evaluation, sync_run
 from tasks.trainings import find_training
 
 Tiny = Callable[..., PipelineConfig]

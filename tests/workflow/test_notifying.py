@@ -14,10 +14,10 @@ from typing import Any, ClassVar
 import pytest
 
 from gptmodel.errors import ConfigError
-from tasks import notifying
-from tasks.notifying import FILE, PREFIX, VARIABLE, Patience, addresses, signals, tell
-from tasks.processes import ask
-from tasks.signals import GATE_FAILED, announce
+from tasks.operations import notifying
+from tasks.operations.notifying import FILE, PREFIX, VARIABLE, Patience, addresses, signals, tell
+from tasks.operations.processes import ask
+from tasks.operations.signals import GATE_FAILED, announce
 from tests.project import until
 from tests.project import webhook as hook
 
@@ -214,7 +214,7 @@ def test_addresses_come_from_the_environment_or_the_file_and_a_wrong_one_is_name
 
 
 def test_no_signal_is_sent_while_a_crashed_run_is_still_to_be_started_again() -> None:
-    from tasks.automations import AUTOMATIONS
+    from tasks.operations.automations import AUTOMATIONS
 
     pauses = [found["trigger"]["within"] for found in AUTOMATIONS if "restart" in found["name"]]
     (crashed,) = [found for found in signals() if found["name"] == f"{notifying.PREFIX}crashed"]

@@ -22,9 +22,9 @@ from gptmodel.errors import DataError
 from gptmodel.pretraining.step import plan_training, pretrain
 from gptmodel.rating.rounds import RoundConfig, find_round, read_items
 from gptmodel.store.artifacts import Artifact, Store
-from tasks.cards import save_card, training_card
-from tasks.syncing import sync_store
-from tasks.tracking import find_run
+from tasks.tracking.cards import save_card, training_card
+from tasks.tracking.runs import find_run
+from tasks.tracking.syncing import sync_store
 
 Tiny = Callable[..., PipelineConfig]
 POINTS = {"real": 5, "salad": 1, "model": 2}
@@ -54,7 +54,7 @@ def store(model: Artifact, monkeypatch: pytest.MonkeyPatch) -> Store:
 
 
 def rate(*words: str) -> Result:
-    from flows.rate_commands import rate
+    from flows.commands.rate import rate
 
     return CliRunner().invoke(rate, words)
 
@@ -127,7 +127,7 @@ def test_from_texts_to_a_gate(store: Store, model: Artifact, tmp_path: Path) -> 
     assert run is not None
     for name in (f"ratings/{each}/mean" for each in NAMES):
         assert [p.value for p in MlflowClient().get_metric_history(run.info.run_id, name)] == [3.0], name
-    from flows.store_commands import verify
+    from flows.commands.store import verify
 
     agreed = CliRunner().invoke(verify, [model.label, "--mlflow", "required", "--json"])
     assert agreed.exit_code == 0, agreed.output

@@ -87,9 +87,9 @@ def test_points_comment_and_preference_are_read_back_from_the_page(
 ) -> None:
     from playwright.sync_api import expect
 
-    from flows.rate_commands import rate
+    from flows.commands.rate import rate
     from tasks.rating import collect
-    from tasks.review_queue import put_before
+    from tasks.tracking.review_queue import put_before
 
     monkeypatch.setenv("MLFLOW_TRACKING_URI", mlflow_server.url)
     store = Store(found.path.parent.parent)

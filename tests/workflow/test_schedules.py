@@ -16,9 +16,9 @@ from prefect.states import Pending, Scheduled
 
 from gptmodel.config import TrainConfig
 from gptmodel.errors import ConfigError
-from tasks import slots
-from tasks.processes import ask
-from tasks.schedules import DEPLOYMENT, keep_on, switch, switched_on
+from tasks.operations import slots
+from tasks.operations.processes import ask
+from tasks.operations.schedules import DEPLOYMENT, keep_on, switch, switched_on
 
 
 @pytest.fixture

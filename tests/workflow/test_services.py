@@ -21,8 +21,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tasks.processes import ask
-from tasks.servers import environment
+from tasks.operations.processes import ask
+from tasks.operations.servers import environment
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 FLOW = """

@@ -42,7 +42,7 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Any:
 
 @pytest.fixture(scope="module")
 def served(weights: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    from tasks.serving import save_served_model
+    from tasks.tracking.serving import save_served_model
 
     folder = tmp_path_factory.mktemp("server")
     save_served_model(folder / "model", weights)

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from mlflow import MlflowClient
 
-import tasks.feed
+import tasks.tracking.feed
 from benchmarks.mlflow_server import Answer, Forward, Proxy, Server, free_port, plainly
 from gptmodel.config import EvaluateConfig, PipelineConfig
 from gptmodel.errors import LockHeldError, LockLostError
@@ -26,10 +26,10 @@ from gptmodel.settings import merge_layers
 from gptmodel.store.artifacts import Artifact, Store
 from gptmodel.store.locks import exclusive
 from gptmodel.training.metrics_log import read_lines
-from tasks.cards import model_card, save_card, training_card
-from tasks.feed import LOCK_FILE, followed
-from tasks.syncing import settle, sync_run, sync_store
-from tasks.tracking import client, find_run
+from tasks.tracking.cards import model_card, save_card, training_card
+from tasks.tracking.feed import LOCK_FILE, followed
+from tasks.tracking.runs import client, find_run
+from tasks.tracking.syncing import settle, sync_run, sync_store
 
 Tiny = Callable[..., PipelineConfig]
 
@@ -40,7 +40,7 @@ PICTURES = ("loss", "optimizer", "throughput", "corpus-lengths", "corpus-sources
 @pytest.fixture
 def proxy(mlflow_server: Server, monkeypatch: pytest.MonkeyPatch, undisturbed: Artifact) -> Iterator[Proxy]:
     """A server that knows nothing yet of the training."""
-    monkeypatch.setattr(tasks.feed, "_SEND_SECONDS", 0.02)  # a tiny training is over in a second
+    monkeypatch.setattr(tasks.tracking.feed, "_SEND_SECONDS", 0.02)  # a tiny training is over in a second
     with Proxy(mlflow_server.port) as proxy:
         monkeypatch.setenv("MLFLOW_TRACKING_URI", proxy.url)
         if (known := find_run(undisturbed.fingerprint)) is not None:
@@ -135,8 +135,8 @@ def test_a_training_beside_a_bad_server_is_the_same_and_told_later(
     rule: Callable[..., Answer],
 ) -> None:
     if name == "stuck":  # the bound itself is 15 s, twice
-        monkeypatch.setattr(tasks.feed, "FLUSH_SECONDS", 0.1)
-        monkeypatch.setattr("tasks.syncing.FLUSH_SECONDS", 0.1)
+        monkeypatch.setattr(tasks.tracking.feed, "FLUSH_SECONDS", 0.1)
+        monkeypatch.setattr("tasks.tracking.syncing.FLUSH_SECONDS", 0.1)
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "30" if name == "late" else "3")
     proxy.rule = rule
     store, shards = data
@@ -226,7 +226,7 @@ def adopt(store: Store, model: Artifact, shards: Artifact, config: PipelineConfi
 def test_evaluations_and_weights_are_told_from_the_store_alone(
     data: tuple[Store, Artifact], tiny: Tiny, undisturbed: Artifact, proxy: Proxy, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from flows.terminal import sync
+    from flows.commands.terminal import sync
 
     store, shards = data
     model = adopt(store, undisturbed, shards, tiny("name=judged"))
@@ -268,7 +268,7 @@ def test_gptflow_sync_without_a_server_is_one_line_and_exit_code_1(
 def test_the_end_of_a_step_waits_no_longer_than_stated(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr("tasks.syncing.FLUSH_SECONDS", 0.1)
+    monkeypatch.setattr("tasks.tracking.syncing.FLUSH_SECONDS", 0.1)
     free, done = threading.Event(), threading.Event()
     settle(lambda: free.wait(60), "it")
     assert not free.is_set()

@@ -13,14 +13,14 @@ import pytest
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
-import tasks.feed
+import tasks.tracking.feed
 from benchmarks.mlflow_server import Answer, Forward, Proxy, Server, plainly
 from gptmodel.errors import Interrupted, LockHeldError
 from gptmodel.store.locks import exclusive
 from gptmodel.training.metrics_log import MetricsLog
-from tasks.cards import Card
-from tasks.feed import LOCK_FILE, Feed, followed, noted_state
-from tasks.tracking import find_or_create_run, find_run
+from tasks.tracking.cards import Card
+from tasks.tracking.feed import LOCK_FILE, Feed, followed, noted_state
+from tasks.tracking.runs import find_or_create_run, find_run
 
 
 @pytest.fixture
@@ -141,7 +141,7 @@ def test_the_first_batch_of_a_run_may_be_the_one_that_fails(proxy: Proxy, card: 
 def test_a_step_that_is_spread_over_batches(
     proxy: Proxy, card: Card, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(tasks.feed, "_BATCH", 2)  # a training line has three numbers
+    monkeypatch.setattr(tasks.tracking.feed, "_BATCH", 2)  # a training line has three numbers
     write(tmp_path, range(1, 7))
     batches = 0
 
@@ -263,7 +263,7 @@ def test_the_end_of_a_run_is_told(proxy: Proxy, card: Card, tmp_path: Path, erro
 def test_a_server_that_never_answers_holds_nobody_up(
     proxy: Proxy, card: Card, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: Any
 ) -> None:
-    monkeypatch.setattr(tasks.feed, "FLUSH_SECONDS", 0.1)
+    monkeypatch.setattr(tasks.tracking.feed, "FLUSH_SECONDS", 0.1)
     asked, free = threading.Event(), threading.Event()
 
     def never(method: str, path: str, body: bytes, forward: Forward) -> Answer:

@@ -19,10 +19,10 @@ from gptmodel.errors import ArtifactError, TrackingError
 from gptmodel.judging.evaluation import evaluate
 from gptmodel.pretraining.step import plan_training, pretrain
 from gptmodel.store.artifacts import Artifact, Store
-from tasks.cards import save_card, training_card
-from tasks.keeping import wanted_by_mlflow
-from tasks.syncing import sync_store
-from tasks.tracking import COMPLETE_TAG, FINGERPRINT_TAG, find_run
+from tasks.tracking.cards import save_card, training_card
+from tasks.tracking.keeping import wanted_by_mlflow
+from tasks.tracking.runs import COMPLETE_TAG, FINGERPRINT_TAG, find_run
+from tasks.tracking.syncing import sync_store
 
 Tiny = Callable[..., PipelineConfig]
 
@@ -55,7 +55,7 @@ def model(
 
 
 def gptflow(*words: str) -> Result:
-    from flows.store_commands import store, verify
+    from flows.commands.store import store, verify
 
     return CliRunner().invoke({"verify": verify, "store": store}[words[0]], words[1:])
 

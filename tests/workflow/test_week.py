@@ -17,7 +17,7 @@ from gptmodel.retraining.ledger import Ledger
 from gptmodel.settings import merge_layers
 from gptmodel.store.artifacts import Store
 from gptmodel.training.metrics_log import read_lines
-from tasks.processes import ask
+from tasks.operations.processes import ask
 from tests.conftest import write_text
 from tests.project import Project, more_text, night_sets, opened, until
 

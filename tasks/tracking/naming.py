@@ -1,0 +1,96 @@
+"""What a person may call an artifact by: its name in the store, an MLflow run, or a registered version."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import TypeVar
+
+from gptmodel.errors import ArtifactError, TrackingError
+from gptmodel.pretraining.step import RUNS
+from gptmodel.store.artifacts import Artifact, Store
+from tasks.tracking.mlflow_pages import is_there
+
+Found = TypeVar("Found")
+
+
+def find_artifact(store: Store, name: str, kind: str = "") -> Artifact:
+    """The artifact of a store name (`checkpoint/1f2e…`, `1f2e`, a path), an MLflow run id, or a registered version.
+
+    A version is `quickstart/3`, `quickstart@champion` or `models:/…`. ArtifactError if nothing bears that name,
+    TrackingError if MLflow has to be asked and does not answer.
+    """
+    return _found(store, name, lambda known: store.resolve(known, kind))
+
+
+def find_place(store: Store, name: str) -> Path:
+    """Where that artifact lies, without a look at it: it may be damaged. Names and errors as in `find_artifact`."""
+    return _found(store, name, store.locate)
+
+
+def _found(store: Store, name: str, look: Callable[[str], Found]) -> Found:
+    if re.fullmatch(r"[0-9a-f]{32}", name) and (fingerprint := _known_run(store, name)):
+        return look(_label(store, fingerprint))
+    try:
+        return look(name)
+    except ArtifactError as error:
+        if not _may_be_mlflows(name):
+            raise
+        fingerprint = _ask_mlflow(name) if is_there() else ""
+        if not fingerprint:
+            raise ArtifactError(
+                f"{error}; nor does MLflow know a run or version of ours by that name (a version is name/number or "
+                "name@alias)"
+            ) from None
+        return look(_label(store, fingerprint))
+
+
+def _label(store: Store, fingerprint: str) -> str:
+    place = store.locate(fingerprint)
+    return f"{place.parent.name}/{place.name}"
+
+
+def _known_run(store: Store, run_id: str) -> str:
+    """The fingerprint of a run that this store told MLflow of; so MLflow need not be asked."""
+    for journal in (store.root / RUNS).glob("*/mlflow.json"):
+        with suppress(OSError, ValueError, KeyError, TypeError):
+            if json.loads(journal.read_text())["run_id"] == run_id:
+                return journal.parent.name
+    return ""
+
+
+def _may_be_mlflows(name: str) -> bool:
+    version = r"(models:/)?[^/:@]+(/[0-9]+|@[A-Za-z0-9_-]+)"
+    return re.fullmatch(rf"[0-9a-f]{{32}}|{version}", name) is not None
+
+
+def _ask_mlflow(name: str) -> str:
+    """The fingerprint that the run or the registered version is tagged with."""
+    from mlflow.exceptions import MlflowException
+
+    from gptmodel.errors import first_line
+    from tasks.tracking.runs import FAILURES, FINGERPRINT_TAG, client
+
+    try:
+        run_id = name
+        if not re.fullmatch(r"[0-9a-f]{32}", name):
+            model = name.removeprefix("models:/")
+            if "@" in model:
+                version = client().get_model_version_by_alias(*model.split("@"))
+            else:
+                version = client().get_model_version(*model.rsplit("/", 1))
+            if fingerprint := version.tags.get(FINGERPRINT_TAG, ""):
+                return str(fingerprint)
+            run_id = version.run_id or ""  # registered by hand, in MLflow's pages
+        return str(client().get_run(run_id).data.tags.get(FINGERPRINT_TAG, "")) if run_id else ""
+    except FAILURES as error:
+        # An alias that nobody gave is called an invalid parameter.
+        code = error.error_code if isinstance(error, MlflowException) else ""
+        if code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+            return ""
+        raise TrackingError(
+            f"MLflow was asked for {name} and does not answer ({first_line(error)}); is it up? (`make up`)"
+        ) from None
