@@ -37,6 +37,7 @@ from flows.commands.settings_options import checked_overrides, settings_options
 from flows.commands.signals import data_arrived
 from flows.commands.store import store, verify
 from flows.commands.surprise import surprise
+from flows.commands.sweep import sweep
 from flows.commands.tracing import trace
 from gptmodel.errors import ConfigError, GptflowError
 
@@ -182,6 +183,7 @@ cli.add_command(rollback)
 cli.add_command(store)
 cli.add_command(card)
 cli.add_command(surprise)
+cli.add_command(sweep)
 cli.add_command(report)
 cli.add_command(tokens)
 cli.add_command(trace)

@@ -69,6 +69,31 @@ def smoke() -> PipelineConfig:
     )
 
 
+def ladder() -> PipelineConfig:
+    """What the models of a scaling sweep share: small batches, so that short trainings have steps enough."""
+    base = quickstart()
+    return replace(
+        base,
+        name="ladder",
+        model=ModelConfig(n_layer=2, n_head=2, n_embd=64, context_length=128),
+        train=replace(
+            base.train,
+            batch_size=8,
+            micro_batch_size=8,
+            optimizer=OptimizerConfig(learning_rate=3e-3, warmup_steps=10),
+            eval_every=10_000,
+            checkpoint_every=10_000,
+            log_every=5,
+            sample=DecodingConfig(max_new_tokens=16),
+        ),
+        evaluate=EvaluateConfig(
+            max_tokens=65_536,
+            prompts=("The state of the Union is",),
+            decodings=(DecodingConfig(max_new_tokens=32),),
+        ),
+    )
+
+
 def nightly() -> PipelineConfig:
     """What the scheduled deployment does: the quickstart's model for longer, against the champion, when data arrived.
 
@@ -126,10 +151,11 @@ def gpt2_1558m() -> PipelineConfig:
     return _gpt2("gpt2-1558m", GPT2_1558M, 2e-4, 4)
 
 
-PresetName = Literal["quickstart", "smoke", "nightly", "gpt2-124m", "gpt2-355m", "gpt2-774m", "gpt2-1558m"]
+PresetName = Literal["quickstart", "smoke", "ladder", "nightly", "gpt2-124m", "gpt2-355m", "gpt2-774m", "gpt2-1558m"]
 PRESETS: dict[str, Callable[[], PipelineConfig]] = {
     "quickstart": quickstart,
     "smoke": smoke,
+    "ladder": ladder,
     "nightly": nightly,
     "gpt2-124m": gpt2_124m,
     "gpt2-355m": gpt2_355m,

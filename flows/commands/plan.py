@@ -14,6 +14,7 @@ from gptmodel.presets import PRESETS
 
 if TYPE_CHECKING:
     from gptmodel.config import PipelineConfig
+    from gptmodel.planning.own_law import OwnLaw
     from gptmodel.planning.plan_text import Section
     from gptmodel.planning.rates import Rates
 
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 @click.option("--rates", "rates_file", type=click.Path(path_type=Path), help="Your own table of prices and power.")
 @click.option("--best-for", metavar="FLOPS", type=float, help="Best model size and tokens for a budget of operations.")
 @click.option("--plot", type=click.Path(path_type=Path), help="With --best-for: draw loss against size into this PNG.")
+@click.option("--law", default="", metavar="NAME", help="A fitted law: artifact, JSON file, or published (theirs).")
 @click.option("--report", is_flag=True, help="How far the forecasts of this store's past runs were off.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as one JSON object.")
 def plan(what: str, as_json: bool, rates_file: Path | None, **given: Any) -> None:
@@ -50,7 +52,8 @@ def plan(what: str, as_json: bool, rates_file: Path | None, **given: Any) -> Non
     if given["report"]:
         found, told = _report()
     elif given["best_for"] is not None:
-        found, told = _advice(given["best_for"], given["plot"])
+        own = _law(given["law"], None if what in EXAMPLES else _settings(what, given["file"], given["sets"]))
+        found, told = _advice(given["best_for"], given["plot"], own)
     elif what in EXAMPLES:
         found, told = _example(what, rates, given["grid"])
     else:
@@ -58,7 +61,7 @@ def plan(what: str, as_json: bool, rates_file: Path | None, **given: Any) -> Non
     if as_json:
         click.echo(json.dumps(told, ensure_ascii=False))
     else:
-        _show(found)
+        show_sections(found)
 
 
 def _check_question(what: str, given: dict[str, Any]) -> None:
@@ -70,6 +73,10 @@ def _check_question(what: str, given: dict[str, Any]) -> None:
         return
     whom = "--report" if given["report"] else "--best-for" if best else f"a published training, {what}"
     names = {"--config": "file", "--set": "sets", "--shards": "shards", "--on": "on", "--mfu": "mfu"}
+    if best:  # they say on which text
+        names = {name: key for name, key in names.items() if name not in ("--config", "--set")}
+    else:
+        names["--law"] = "law"
     idle = [name for name, key in names.items() if given[key]] + ["--devices"] * (given["devices"] != 1)
     if idle:
         raise ConfigError(f"{idle[0]} says nothing to {whom}; leave it out")
@@ -122,6 +129,7 @@ def _training(what: str, rates: Rates, given: dict[str, Any]) -> tuple[list[Sect
     if given["shards"]:
         summary = open_store().resolve(given["shards"]).summary
     reckon = {name: given[name] for name in ("on", "devices", "mfu", "grid")}
+    reckon["own"] = _law(given["law"], config)
     forecast(config, rates, **reckon)  # a wrong argument is told before minutes are spent on measuring
     trial = measure(config, given["trial_steps"]) if given["measure"] else None
     known: dict[str, Any] = {"trial": trial, "past": past(open_store(), config)}
@@ -147,25 +155,38 @@ def _settings(what: str, file: Path | None, sets: tuple[str, ...]) -> PipelineCo
     return load_config(what, file=file, sets=sets)
 
 
-def _advice(flops: float, plot: Path | None) -> tuple[list[Section], dict[str, Any]]:
+def _law(name: str, config: PipelineConfig | None) -> OwnLaw | None:
+    """The law that was named, or the newest of the store that was fitted on the text of these settings."""
+    from gptmodel.planning.own_law import law_for, load_law
+    from gptmodel.store.artifacts import open_store
+
+    if name == "published" or (not name and config is None):
+        return None
+    return load_law(open_store(), name) if name else law_for(open_store(), config)  # type: ignore[arg-type]
+
+
+def _advice(flops: float, plot: Path | None, own: OwnLaw | None) -> tuple[list[Section], dict[str, Any]]:
     from dataclasses import asdict
 
+    from gptmodel.planning.own_law import SAID
     from gptmodel.planning.plan_text import advice_section
     from gptmodel.planning.scaling import BESIROGLU, advise
 
     if not 1e12 <= flops <= 1e30:
         raise ConfigError(f"--best-for is {flops:g}; give floating-point operations from 1e12 to 1e30, such as 1e18")
-    found = advise(flops)
+    found = own.advise(flops) if own else advise(flops)
+    source = f"fitted to own runs, {own.label}" if own else f"{BESIROGLU.name}, {BESIROGLU.source}"
     if plot is not None and (plot.is_dir() or not plot.absolute().parent.is_dir()):
         raise ConfigError(f"--plot is {plot}; give a file in a folder that is there, such as best.png")
     if plot is not None:
         from gptmodel.planning.pictures import save_advice
 
         save_advice(found, plot)
-    return [advice_section(found, f"{BESIROGLU.name}, {BESIROGLU.source}")], asdict(found)
+    return [advice_section(found, source, SAID[own.counts if own else "all"])], {**asdict(found), "law": source}
 
 
-def _show(found: list[Section]) -> None:
+def show_sections(found: list[Section]) -> None:
+    """Print them as tables."""
     from rich.console import Console
     from rich.table import Table
 

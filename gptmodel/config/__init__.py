@@ -13,6 +13,7 @@ from gptmodel.config.corpus import CorpusConfig, ShardsConfig, SourceConfig
 from gptmodel.config.decoding import DecodingConfig
 from gptmodel.config.gates import Act, DataGatesConfig
 from gptmodel.config.judging import BenchmarkConfig, EvaluateConfig
+from gptmodel.config.ladder import LadderConfig
 from gptmodel.config.model import GPT2_VOCAB_SIZE, ModelConfig
 from gptmodel.config.pipeline import PipelineConfig
 from gptmodel.config.recipes import recipe, with_later
@@ -28,6 +29,7 @@ __all__ = [
     "DataGatesConfig",
     "DecodingConfig",
     "EvaluateConfig",
+    "LadderConfig",
     "ModelConfig",
     "OptimizerConfig",
     "PipelineConfig",

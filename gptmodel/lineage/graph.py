@@ -11,13 +11,15 @@ from gptmodel.store.artifacts import NAME_CHARS, Artifact, Ref
 
 ORDER = (
     *("source", "corpus", "data-check", "weights", "shards", "checkpoint"),
-    *("evaluation", "benchmark", "rating-round", "comparison", "ratings", "version"),
+    *("evaluation", "benchmark", "rating-round", "comparison", "scaling-law", "ratings", "version"),
 )
 MODELS = ("checkpoint", "weights")
 JUDGEMENTS = ("evaluation", "benchmark", "ratings")
 """What is made of a model to judge it; its first input is the model. Ratings may have more models."""
 COMPARISON = "comparison"
 """Of two evaluations: its inputs are the champion's and the challenger's, and it judges the challenger."""
+LAW = "scaling-law"
+"""Fitted to evaluations, which are its inputs."""
 FIGURES = {
     "corpus": ("documents", "train_documents", "validation_documents", "duplicates_dropped", "near_duplicates_dropped"),
     "data-check": ("passed",),
@@ -28,6 +30,7 @@ FIGURES = {
     "benchmark": ("harness", "tasks", "limit"),
     "rating-round": ("texts", "prompts", "checks"),
     COMPARISON: ("split",),
+    LAW: ("form", "counts", "scatter"),
     "ratings": ("ratings", "raters", "raters_flagged"),
 }
 _ORIGIN = ("package", "version", "dataset", "name", "revision", "split", "urls", "paths", "files")

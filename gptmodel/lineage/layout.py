@@ -45,6 +45,7 @@ def layers_of(graph: Graph) -> dict[str, int]:
     """The layer of each node: kinds in the order in which they are made, and one more for each that its like made."""
     rank = {kind: number for number, kind in enumerate(ORDER)} | {"weights": ORDER.index("shards")}
     rank |= dict.fromkeys(("benchmark", "rating-round", "version"), rank["evaluation"])
+    rank["scaling-law"] = rank["ratings"]
     rank["comparison"], rank["data-check"] = rank["ratings"], rank["shards"]
     kinds = {node.id: node.kind for node in graph.nodes}
     inputs = defaultdict(list)

@@ -27,6 +27,7 @@ _COLOURS = {
     "benchmark": "#d55e00",
     "rating-round": "#b8a9c9",
     "comparison": "#117733",
+    "scaling-law": "#332288",
     "ratings": "#882255",
     "version": "#f0e442",
 }

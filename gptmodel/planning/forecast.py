@@ -31,6 +31,7 @@ from gptmodel.timing.pace import Pace, evaluated, saved
 from gptmodel.training.launch import child_environment
 
 if TYPE_CHECKING:
+    from gptmodel.planning.own_law import OwnLaw
     from gptmodel.planning.past import Past
 
 log = logging.getLogger(__name__)
@@ -192,6 +193,7 @@ def forecast(
     mfu: float = 0.0,
     grid: str = "world",
     correction: tuple[float, int] = (1.0, 0),
+    own: OwnLaw | None = None,
 ) -> Forecast:
     """The plan of a training. The tokens are how many the data has, if known; `on` names hardware of the table.
 
@@ -250,6 +252,7 @@ def forecast(
             tokens,
             model.vocab_size,
             tokens / train_tokens if train_tokens else 0.0,
+            own,
         ),
         correction=correction[0],
         corrected_by=correction[1],

@@ -17,6 +17,9 @@ def save_advice(advice: Advice, path: Path) -> None:
         "expected loss (nats per token)",
     )
     axes.plot([n for n, _, _ in advice.curve], [loss for _, _, loss in advice.curve], color=LIGHT.blue, linewidth=2.0)
+    if advice.bands:
+        sizes = [n for n, _, _ in advice.curve]
+        axes.fill_between(sizes, *zip(*advice.bands, strict=True), color=LIGHT.blue, alpha=0.16, linewidth=0)
     axes.plot([advice.n_params], [advice.loss], "o", color=LIGHT.orange, label="lowest loss")
     axes.set_xscale("log")
     counted(axes.xaxis)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from gptmodel.planning.examples import Example
@@ -182,8 +183,10 @@ def _disk(plan: Forecast) -> Section:
 def _loss(plan: Forecast) -> Section:
     expected = plan.expected
     low, high = expected.perplexities
-    rows = [("loss", f"{expected.low:.2f} to {expected.high:.2f}", "what three published fits span, nats per token")]
-    rows.append(("perplexity", f"{low:,.1f} to {high:,.1f}", "on text like theirs"))
+    whose = f"fitted to own runs, {expected.own}" if expected.own else "what three published fits span"
+    rows = [("loss", f"{expected.low:.2f} to {expected.high:.2f}", f"{whose}, nats per token")]
+    on = "on the text of those runs" if expected.own else "on text like theirs"
+    rows.append(("perplexity", f"{low:,.1f} to {high:,.1f}", on))
     rows += [(name, f"{loss:.3f}", "") for name, loss in expected.losses.items()]
     if expected.outside:
         rows.append(("beware", "", expected.outside))
@@ -213,15 +216,31 @@ def example_sections(example: Example, rates: Rates, grams: float) -> list[Secti
     return [Section(example.label, rows)]
 
 
-def advice_section(advice: Advice, source: str) -> Section:
+def advice_section(advice: Advice, source: str, counts: str = "all parameters") -> Section:
     """Model size and tokens for a budget, and what other sizes would cost in loss."""
-    picked = advice.curve[:: max(1, len(advice.curve) // 8)]
+    step = max(1, len(advice.curve) // 8)
+    bands: list[tuple[float, float] | None] = [*advice.bands] or [None] * len(advice.curve)
+    picked = list(zip(advice.curve, bands, strict=True))[::step]
+
+    def between(name: str, said: Callable[[float], str]) -> str:
+        found = advice.intervals.get(name)
+        return f"{said(found[0])} to {said(found[1])}; " if found else ""
+
     rows = [
-        ("parameters", count(advice.n_params), source),
-        ("tokens", count(advice.n_tokens), f"{advice.n_tokens / advice.n_params:.1f} for each parameter"),
-        ("loss", f"{advice.loss:.3f}", "nats per token, on text like theirs"),
+        ("law", "", source),
+        ("parameters", count(advice.n_params), f"{between('n_params', count)}N counts {counts}"),
+        (
+            "tokens",
+            count(advice.n_tokens),
+            f"{between('n_tokens', count)}{advice.n_tokens / advice.n_params:.1f} for each parameter",
+        ),
+        ("loss", f"{advice.loss:.3f}", f"{between('loss', '{:.3f}'.format)}nats per token, on the text of the law"),
     ]
-    rows += [(f"  with {count(n)}", f"{loss:.3f}", f"and {count(d)} tokens") for n, d, loss in picked]
+    if advice.outside:
+        rows.append(("beware", "", advice.outside))
+    for (n, d, loss), band in picked:
+        near = f" ({band[0]:.3f} to {band[1]:.3f})" if band else ""
+        rows.append((f"  with {count(n)}", f"{loss:.3f}", f"and {count(d)} tokens{near}"))
     return Section(f"Best use of {advice.flops:.3g} FLOPs", rows)
 
 

@@ -6,7 +6,11 @@ L(N, D) is the loss in nats per token after training N parameters on D tokens, e
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from gptmodel.planning.own_law import OwnLaw
 
 
 @dataclass(frozen=True)
@@ -63,6 +67,8 @@ class Expected:
     high: float
     outside: str
     """Why the laws say little here; empty where they were fitted on the like."""
+    own: str = ""
+    """Whose interval it is, where it is that of a law of one's own."""
 
     @property
     def middle(self) -> float:
@@ -73,21 +79,30 @@ class Expected:
         return math.exp(self.low), math.exp(self.high)
 
 
-def expected_loss(n_params: int, n_blocks: int, n_tokens: int, vocab_size: int, epochs: float = 0.0) -> Expected:
+def expected_loss(
+    n_params: int, n_blocks: int, n_tokens: int, vocab_size: int, epochs: float = 0.0, own: OwnLaw | None = None
+) -> Expected:
     """The interval is what three published fits span: between their corpora and vocabularies, not an error of one.
 
     `n_blocks` is N without embeddings. No loss is above that of guessing: ln(vocabulary). `epochs` is how often the
-    data is repeated, where that is known: repeated tokens teach less than the laws count.
+    data is repeated, where that is known: repeated tokens teach less than the laws count. With a law of one's `own`
+    the interval is that one's, and the published ones stand beside it.
     """
     guess = math.log(vocab_size)
     found = {law.name: min(guess, law.loss(n_params, n_tokens)) for law in (HOFFMANN, BESIROGLU)}
     found[KAPLAN.name] = min(guess, KAPLAN.loss(n_blocks, n_tokens))
+    spanned = (min(found.values()), max(found.values()))
     outside = []
-    if n_params < FITTED_PARAMS or n_tokens < FITTED_TOKENS:
+    if own is not None:
+        n = own.of(n_params, n_blocks)
+        spanned = own.interval(lambda law: min(guess, law.loss(n, n_tokens)))
+        found = {own.law.name: min(guess, own.law.loss(n, n_tokens)), **found}
+        outside = [told] if (told := own.outside(n, n_tokens)) else []
+    elif n_params < FITTED_PARAMS or n_tokens < FITTED_TOKENS:
         outside.append(f"they were fitted on {_HOFFMANN_MODELS}, and this run is smaller: it may well end elsewhere")
     if epochs > 4:  # up to 4 repetitions cost almost nothing (Muennighoff et al. 2023)
         outside.append(f"the data is read {epochs:.1f} times, and they count each token as new")
-    return Expected(found, min(found.values()), max(found.values()), "; ".join(outside))
+    return Expected(found, *spanned, "; ".join(outside), own.label if own else "")
 
 
 @dataclass(frozen=True)
@@ -100,11 +115,25 @@ class Advice:
     loss: float
     curve: list[tuple[float, float, float]]
     """(N, D, loss) along the budget: an IsoFLOP curve."""
+    bands: list[tuple[float, float]] = field(default_factory=list)
+    """Between what the losses of the curve lie; none for a published law, which has no intervals here."""
+    intervals: dict[str, tuple[float, float]] = field(default_factory=dict)
+    """Of n_params, n_tokens and loss."""
+    outside: str = ""
+    """By how much it is beyond what the law was fitted to."""
 
 
-def advise(flops: float, law: Additive = BESIROGLU, points: int = 41) -> Advice:
+def advise(flops: float, law: Additive = BESIROGLU) -> Advice:
     """Model size and tokens for a budget of operations, with the curve over a factor of 30 to either side."""
     n_params, n_tokens = law.optimum(flops)
-    sizes = [n_params * 30 ** (2 * place / (points - 1) - 1) for place in range(points)]
-    curve = [(size, flops / 6 / size, law.loss(size, flops / 6 / size)) for size in sizes]
-    return Advice(flops, n_params, n_tokens, law.loss(n_params, n_tokens), curve)
+    outside = ""
+    if n_params < FITTED_PARAMS or n_tokens < FITTED_TOKENS:
+        outside = f"extrapolated: fitted on {_HOFFMANN_MODELS}"
+    return Advice(flops, n_params, n_tokens, law.loss(n_params, n_tokens), budget_curve(law, flops), outside=outside)
+
+
+def budget_curve(law: Additive, flops: float, points: int = 41, width: float = 30) -> list[tuple[float, float, float]]:
+    """(N, D, loss) for sizes up to `width` times smaller and larger than the best."""
+    best, _ = law.optimum(flops)
+    sizes = [best * width ** (2 * place / (points - 1) - 1) for place in range(points)]
+    return [(size, flops / 6 / size, law.loss(size, flops / 6 / size)) for size in sizes]

@@ -14,6 +14,7 @@ from gptmodel.config import ModelConfig, PipelineConfig, recipe
 from gptmodel.errors import ConfigError, DataError
 from gptmodel.planning.budget import measured_forecast, rates_of, refuse_over_budget
 from gptmodel.planning.forecast import Forecast, forecast
+from gptmodel.planning.own_law import law_for
 from gptmodel.planning.past import past
 from gptmodel.planning.score import PLAN_FILE, save_plan, seal_plan
 from gptmodel.pretraining.watching import LogEnd
@@ -82,7 +83,8 @@ def pretrain(
     BudgetError, with all saved, where the training itself goes above it.
     """
     config, summary = training.config, training.shards.summary
-    data = {name: summary[name] for name in ("train_tokens", "validation_tokens")}
+    data: dict[str, Any] = {name: summary[name] for name in ("train_tokens", "validation_tokens")}
+    data["own"] = law_for(store, config)
     plan = None
     if config.train.budget.is_set and not spent_seconds(store, training) and store.find(training.request) is None:
         plan = measured_forecast(config, store, **data)

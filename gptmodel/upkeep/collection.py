@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from gptmodel.errors import ArtifactError
-from gptmodel.lineage.graph import COMPARISON, JUDGEMENTS
+from gptmodel.lineage.graph import COMPARISON, JUDGEMENTS, LAW
 from gptmodel.pretraining.step import RUNS
 from gptmodel.rating.journal import rounds_open
 from gptmodel.reproduction.freshstore import ROOM
@@ -105,8 +105,8 @@ def plan(store: Store, rules: Rules, wanted: Mapping[str, str], *, clear: bool =
             judged = [ref.label for ref in _refs(node) if ref.kind in MODELS and ref.label in found.kept]
             _keep(found, by_label, [(node.label, f"judges {label}") for label in judged[:1]])
     for node in nodes:
-        # A comparison keeps no model alive: else each champion would keep the one that it was once measured against.
-        refs = _refs(node) if node.path.parent.name == COMPARISON else ()
+        # Neither keeps a model alive: else each champion would keep the one that it was once measured against.
+        refs = _refs(node) if node.path.parent.name in (COMPARISON, LAW) else ()
         if refs and all(ref.label in found.kept for ref in refs):
             _keep(found, by_label, [(node.label, f"judges {refs[-1].label}")])
     found.doomed = [_item(store, node) for node in reversed(nodes) if node.label not in found.kept]

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from gptmodel.lineage.graph import COMPARISON, node_figures
+from gptmodel.lineage.graph import COMPARISON, LAW, node_figures
 from gptmodel.pretraining.step import RUNS
 from gptmodel.store.artifacts import Store
 from gptmodel.store.manifests import SCRATCH
@@ -70,6 +70,8 @@ def about(node: Node) -> str:
     if kind == COMPARISON:
         models = f"{told.get('challenger', '?')!s:.30} against {told.get('champion', '?')!s:.30}"
         return f"{models}: loss {_figure(node_figures(kind, told), 'loss_difference')}"
+    if kind == LAW:
+        return f"fitted to {len(told.get('points') or ())} runs"
     if kind == "rating-round":
         return f"{_count(told, 'texts')} texts for raters"
     if kind == "ratings":

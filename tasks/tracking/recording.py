@@ -81,14 +81,14 @@ def _record_gain(run_id: str, model: Artifact) -> None:
     """How many nats the training took off the validation loss of the weights that it began with."""
     if "first_validation_loss" in model.summary:
         gain = model.summary["first_validation_loss"] - model.summary["best_validation_loss"]
-        point = Metric("evaluation/training_gain", gain, _finished_ms(model), model.summary["best_step"], run_id=run_id)
+        point = Metric("evaluation/training_gain", gain, finished_ms(model), model.summary["best_step"], run_id=run_id)
         client().log_batch(run_id, metrics=[] if _is_there(run_id, point) else [point])
 
 
 def _record_score(run_id: str, model: Artifact) -> None:
     """What was foretold of the run, what it took, and the error as a share; as tags, what the forecasts came of."""
     points = [
-        Metric(f"plan/{name}/{part}", value, _finished_ms(model), 0, run_id=run_id)
+        Metric(f"plan/{name}/{part}", value, finished_ms(model), 0, run_id=run_id)
         for name, score in scores(model.provenance, model.summary).items()
         for part, value in (("forecast", score.forecast), ("actual", score.actual), ("error", score.error))
     ]
@@ -170,7 +170,7 @@ def record_evaluation(run: Run, evaluation: Artifact, shards: Artifact) -> None:
     client().log_inputs(run_id, datasets=[dataset_input(dataset)])
     models = run.outputs.model_outputs if run.outputs else []
     # The time of the evaluation itself, so that a repeated call is known by its points.
-    finished = _finished_ms(evaluation)
+    finished = finished_ms(evaluation)
     metrics = [
         Metric(
             f"evaluation/{split}/{key}",
@@ -210,7 +210,7 @@ def record_benchmark(run: Run, made: Artifact) -> None:
     run_id = run.info.run_id
     if run.data.tags.get(evaluation_tag(made)) == made.digest:
         return
-    finished, rows = _finished_ms(made), made.summary["figures"]
+    finished, rows = finished_ms(made), made.summary["figures"]
     metrics = [
         Metric(_metric_name(row, made.request.config) + part, value, finished, 0, run_id=run_id)
         for row in rows
@@ -250,7 +250,7 @@ def record_comparison(run: Run, comparison: Artifact, model: Artifact) -> None:
         for row in told["differences"]
         for suffix, kind in (("", "difference"), ("_low", "low"), ("_high", "high"), ("_p_better", "p_better"))
     }
-    finished = _finished_ms(comparison)
+    finished = finished_ms(comparison)
     metrics = [Metric(key, float(value), finished, 0, run_id=run_id) for key, value in values.items()]
     client().log_batch(run_id, metrics=[metric for metric in metrics if not _is_there(run_id, metric)])
     for name in (*comparison.names(), MANIFEST):
@@ -287,7 +287,7 @@ def record_ratings(run: Run, ratings: Artifact, model: Artifact) -> None:
             first = model.label == pair["a"]
             over = f"ratings/{pair['how']}_over/{(pair['b'] if first else pair['a']).rpartition('/')[2][:8]}"
             values |= {f"{over}/share": pair["share_a"] if first else 1 - pair["share_a"], f"{over}/p": pair["p_value"]}
-    models, finished = run.outputs.model_outputs if run.outputs else [], _finished_ms(ratings)
+    models, finished = run.outputs.model_outputs if run.outputs else [], finished_ms(ratings)
     model_id = models[-1].model_id if models else None
     metrics = [
         Metric(name, float(value), finished, 0, model_id=model_id, run_id=run_id)
@@ -302,7 +302,7 @@ def record_ratings(run: Run, ratings: Artifact, model: Artifact) -> None:
     set_tags(run_id, {ratings_tag(ratings): ratings.digest})
 
 
-def _finished_ms(artifact: Artifact) -> int:
+def finished_ms(artifact: Artifact) -> int:
     """When it was finished, with milliseconds of its own: MLflow takes one point of a metric for each time."""
     seconds = int(datetime.fromisoformat(artifact.provenance["finished"]).timestamp())
     return seconds * 1_000 + int(artifact.fingerprint[:8], 16) % 1_000

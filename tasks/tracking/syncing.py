@@ -14,7 +14,7 @@ from mlflow.entities import Run
 
 from gptmodel.errors import LockHeldError, LockLostError, first_line
 from gptmodel.judging.benchmark import KIND as BENCHMARK
-from gptmodel.lineage.graph import COMPARISON, JUDGEMENTS, MODELS
+from gptmodel.lineage.graph import COMPARISON, JUDGEMENTS, LAW, MODELS
 from gptmodel.lineage.walk import artifact_of, chain_of
 from gptmodel.pretraining.step import RUNS, run_dir_of
 from gptmodel.progress import progress
@@ -71,7 +71,21 @@ def sync_store(store: Store) -> Iterator[Outcome]:
             yield Outcome(label, "failed", detail=first_line(error))
             if isinstance(error, FAILURES) and not _answers():
                 return
+    yield from _sync_laws(store)
     yield from _sync_registry(store)
+
+
+def _sync_laws(store: Store) -> Iterator[Outcome]:
+    """Laws, after the runs that they were fitted to."""
+    from tasks.scaling import sync_law
+
+    for path in store.directories(LAW):
+        label = f"{LAW}/{path.name}"
+        try:
+            yield sync_law(store, load_artifact(path))
+        except Exception as error:
+            log.debug("sync of %s", label, exc_info=True)
+            yield Outcome(label, "failed", detail=first_line(error))
 
 
 def _sync_registry(store: Store) -> Iterator[Outcome]:

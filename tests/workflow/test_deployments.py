@@ -38,6 +38,7 @@ def test_the_promised_deployments_are_there() -> None:
         "human-eval/newest",
         "import-weights/gpt2",
         "reproduce/newest",
+        "scaling-sweep/small",
     }
     assert promised <= found
 
