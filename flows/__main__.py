@@ -35,10 +35,11 @@ from flows.commands.report import report
 from flows.commands.sections import Sectioned
 from flows.commands.settings_options import checked_overrides, settings_options
 from flows.commands.signals import data_arrived
-from flows.commands.store import store, verify
+from flows.commands.store import store
 from flows.commands.surprise import surprise
 from flows.commands.sweep import sweep
 from flows.commands.tracing import trace
+from flows.commands.verify import verify
 from gptmodel.errors import ConfigError, GptflowError
 
 if TYPE_CHECKING:

@@ -27,8 +27,8 @@ from gptmodel.planning.rates import Bill, Hardware, Rates, bill
 from gptmodel.planning.scaling import Expected, expected_loss
 from gptmodel.progress import progress
 from gptmodel.store.space import shards_bytes, training_bytes, weights_bytes
-from gptmodel.timing.pace import Pace, evaluated, saved
 from gptmodel.training.launch import child_environment
+from gptmodel.training.pace import Pace, evaluated, saved
 
 if TYPE_CHECKING:
     from gptmodel.planning.own_law import OwnLaw

@@ -14,7 +14,7 @@ from gptmodel.errors import ArtifactError
 from gptmodel.planning.forecast import Trial
 from gptmodel.store.artifacts import Artifact, Store
 from gptmodel.store.provenance import provenance
-from gptmodel.timing.pace import Pace
+from gptmodel.training.pace import Pace
 
 _KIND = "checkpoint"
 _ENOUGH = 3  # runs on this machine, before a forecast is corrected by them

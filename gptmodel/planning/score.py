@@ -17,7 +17,7 @@ from typing import Any
 from gptmodel.planning.forecast import Forecast
 from gptmodel.planning.past import machine_of, trainings
 from gptmodel.store.artifacts import Store, write_atomic
-from gptmodel.timing.stopwatch import FIRST_STEPS_FILE
+from gptmodel.training.stopwatch import FIRST_STEPS_FILE
 
 PLAN_FILE = "plan.json"  # beside a run's log
 PROVENANCE = "plan"  # in the manifest of the model

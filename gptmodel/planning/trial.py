@@ -25,13 +25,13 @@ from gptmodel.config import ModelConfig, PipelineConfig, TrainConfig
 from gptmodel.device import Machine, peak_memory_bytes, set_up
 from gptmodel.model import GPT
 from gptmodel.settings import parse_config
-from gptmodel.timing.pace import saves_beside_steps
 from gptmodel.tokenizer import gpt2
 from gptmodel.tokens.batches import Batches
 from gptmodel.training.checkpoint import Checkpointer, TrainState
 from gptmodel.training.loop import Trainer
 from gptmodel.training.metrics_log import MetricsLog
 from gptmodel.training.optimizer import make_optimizer
+from gptmodel.training.pace import saves_beside_steps
 from gptmodel.training.seen import StopSignal
 from gptmodel.training.validation import SplitEvaluator
 

@@ -16,7 +16,6 @@ from gptmodel.device import Machine
 from gptmodel.errors import ArtifactError
 from gptmodel.planning.budget import limit_of
 from gptmodel.store.artifacts import Artifact, load_artifact
-from gptmodel.timing.stopwatch import FIRST_STEPS_FILE, Stopwatch
 from gptmodel.tokenizer import gpt2
 from gptmodel.tokens.batches import Batches
 from gptmodel.tokens.shards import open_split
@@ -27,6 +26,7 @@ from gptmodel.training.metrics_log import MetricsLog
 from gptmodel.training.optimizer import make_optimizer
 from gptmodel.training.seen import StopSignal
 from gptmodel.training.spikes import documents_of
+from gptmodel.training.stopwatch import FIRST_STEPS_FILE, Stopwatch
 from gptmodel.training.validation import SplitEvaluator
 from gptmodel.weights import WEIGHTS_FILE, load_weights, untrained_model
 

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-import statistics
 import time
-from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
@@ -18,21 +16,19 @@ from torch import Tensor, nn
 from gptmodel.config import TrainConfig
 from gptmodel.device import Machine, peak_memory_bytes
 from gptmodel.errors import BudgetError, Interrupted, TrainingError
-from gptmodel.loss import perplexity
 from gptmodel.model import GPT
-from gptmodel.progress import clock
-from gptmodel.timing.pace import saves_beside_steps
-from gptmodel.timing.stopwatch import Stopwatch
 from gptmodel.tokens.batches import Batches
 from gptmodel.training.checkpoint import Checkpointer, TrainState, cost_of_a_copy
 from gptmodel.training.datacheck import DataCheck
 from gptmodel.training.metrics_log import MetricsLog
 from gptmodel.training.optimizer import learning_rate
+from gptmodel.training.pace import saves_beside_steps
 from gptmodel.training.seen import Evaluator, Seen, StopSignal, clip_gradients, step_seed
 from gptmodel.training.spikes import named, remember, spike, told
+from gptmodel.training.stopwatch import Stopwatch
+from gptmodel.training.telling import Teller
 
 log = logging.getLogger(__name__)
-_LOG_LINE_SECONDS = 15.0
 
 
 @dataclass
@@ -74,8 +70,7 @@ class Trainer:
             self._step_module = torch.compile(self.model)  # type: ignore[assignment]
         if self.world > 1:
             self._step_module = nn.parallel.DistributedDataParallel(self._step_module)
-        self._step_seconds: deque[float] = deque(maxlen=50)
-        self._last_line = 0.0
+        self._teller = Teller(self.metrics, self.config, self.model, self.machine, self.world)
         self._earlier = 0.0
 
     def fit(self, state: TrainState) -> TrainState:
@@ -221,46 +216,8 @@ class Trainer:
     def _record(self, state: TrainState, seen: Seen, seconds: float) -> None:
         state.seconds += seconds
         self.clock.steps.append(seconds)
-        self._step_seconds.append(seconds)
-        step, config = state.step, self.config
-        if self.rank != 0 or (step % config.log_every and step not in (1, config.max_steps) and not seen.decision):
-            return
-        n_tokens = config.batch_size * self.model.config.context_length
-        speed = n_tokens / statistics.median(self._step_seconds)
-        flops = speed * self.model.flops_per_token()
-        metrics = {
-            "train/loss": seen.loss,
-            "train/perplexity": perplexity(seen.loss),
-            "train/bits_per_byte": seen.loss * n_tokens / math.log(2) / max(1, seen.n_bytes),
-            "train/learning_rate": learning_rate(config.optimizer, step - 1, config.max_steps),
-            "train/grad_norm": seen.grad_norm,
-            "train/tokens": state.tokens,
-            "speed/tokens_per_second": speed,
-            "speed/step_seconds": seconds,
-            "speed/elapsed_seconds": state.seconds,
-            "speed/mfu": flops / (self.machine.peak_flops * self.world),
-            "speed/peak_memory_bytes": peak_memory_bytes(self.machine.device),
-        }
-        decision = {"decision": seen.decision} if seen.decision else {}
-        self.metrics.log(step, tokens=state.tokens, metrics=metrics, **decision)
-        self._say(state, seen.loss, speed, metrics["speed/mfu"])
-
-    def _say(self, state: TrainState, loss: float, speed: float, mfu: float) -> None:
-        now, last = time.monotonic(), self.config.max_steps
-        if now - self._last_line < _LOG_LINE_SECONDS and state.step not in (1, last):
-            return
-        self._last_line = now
-        left = (last - state.step) * statistics.median(self._step_seconds)
-        log.info(
-            "step %d/%d  loss %.3f  perplexity %s  %s tokens/s  MFU %.0f %%  %s left",
-            state.step,
-            last,
-            loss,
-            f"{perplexity(loss):,.1f}",
-            f"{speed:,.0f}",
-            100 * mfu,
-            clock(left),
-        )
+        if self.rank == 0:
+            self._teller.step(state, seen, seconds)
 
     def _validate(self, state: TrainState) -> bool:
         """Evaluate, log, and keep account of the best. True if this is the best so far."""
@@ -277,20 +234,7 @@ class Trainer:
         patience = self.config.early_stop_evals
         state.stopped_early = bool(patience) and state.evals_since_best >= patience
         if self.rank == 0:
-            metrics = {
-                "validation/loss": found.loss,
-                "validation/perplexity": perplexity(found.loss),
-                "validation/bits_per_byte": found.bits_per_byte,
-                "speed/validation_seconds": time.perf_counter() - started,
-            }
-            self.metrics.log(state.step, tokens=state.tokens, metrics=metrics, samples=found.samples)
-            log.info(
-                "step %d  validation loss %.4f  perplexity %s%s",
-                state.step,
-                found.loss,
-                f"{perplexity(found.loss):,.1f}",
-                "" if improved else f"  (best {state.best_loss:.4f} at step {state.best_step})",
-            )
+            self._teller.validation(state, found, time.perf_counter() - started, improved=improved)
         return improved
 
     def _checkpoint_due(self, state: TrainState, last: bool, improved: bool) -> bool:

@@ -22,8 +22,8 @@ from gptmodel.planning.score import Score, bases, median_and_worst, past_scores,
 from gptmodel.pretraining.step import plan_training, pretrain, run_dir_of
 from gptmodel.settings import load_config
 from gptmodel.store.artifacts import Artifact, Store
-from gptmodel.timing.pace import Pace, evaluated, first_steps, saved, saves_beside_steps
-from gptmodel.timing.stopwatch import FIRST_STEPS_FILE, Stopwatch
+from gptmodel.training.pace import Pace, evaluated, first_steps, saved, saves_beside_steps
+from gptmodel.training.stopwatch import FIRST_STEPS_FILE, Stopwatch
 from tests.unit.test_budget import TRIAL
 
 Tiny = Callable[..., PipelineConfig]

@@ -326,7 +326,7 @@ def test_damage_and_a_changed_source_are_named_in_a_store_of_an_earlier_recipe(o
 
 
 def test_the_command_tells_people_and_machines(copied: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    from flows.commands.store import verify as command
+    from flows.commands.verify import verify as command
 
     monkeypatch.setenv("GPTFLOW_STORE", str(copied.root))
     shards, runner = the_path(copied, "shards"), CliRunner()
@@ -351,7 +351,7 @@ def test_the_command_tells_people_and_machines(copied: Store, monkeypatch: pytes
 @pytest.fixture
 def gptflow(copied: Store, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., Result]:
     """`gptflow verify` in a copy of the store."""
-    from flows.commands.store import verify as command
+    from flows.commands.verify import verify as command
 
     monkeypatch.setenv("GPTFLOW_STORE", str(copied.root))
     return lambda *words: CliRunner().invoke(command, words)

@@ -162,7 +162,7 @@ def test_told_once_and_again_after_an_attempt_that_was_killed(judged: Judged) ->
 
 
 def test_verify_reads_the_comparison_in_mlflow(judged: Judged) -> None:
-    from flows.commands.store import verify
+    from flows.commands.verify import verify
 
     model, comparison, run = judged.made["model"], judged.made["comparison"], judged.run
 

@@ -127,7 +127,7 @@ def test_from_texts_to_a_gate(store: Store, model: Artifact, tmp_path: Path) -> 
     assert run is not None
     for name in (f"ratings/{each}/mean" for each in NAMES):
         assert [p.value for p in MlflowClient().get_metric_history(run.info.run_id, name)] == [3.0], name
-    from flows.commands.store import verify
+    from flows.commands.verify import verify
 
     agreed = CliRunner().invoke(verify, [model.label, "--mlflow", "required", "--json"])
     assert agreed.exit_code == 0, agreed.output

@@ -55,7 +55,8 @@ def model(
 
 
 def gptflow(*words: str) -> Result:
-    from flows.commands.store import store, verify
+    from flows.commands.store import store
+    from flows.commands.verify import verify
 
     return CliRunner().invoke({"verify": verify, "store": store}[words[0]], words[1:])
 

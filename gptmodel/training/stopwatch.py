@@ -12,7 +12,7 @@ from pathlib import Path
 
 from gptmodel.config import TrainConfig
 from gptmodel.store.artifacts import write_atomic
-from gptmodel.timing.pace import Pace, first_steps
+from gptmodel.training.pace import Pace, first_steps
 
 FIRST_STEPS_FILE = "first_steps.json"  # beside a run's log
 
