@@ -112,8 +112,10 @@ bench-writing: setup ## text generation beside transformers
 pages: setup ## run the commands of tutorial and how-tos, and write what they print into these pages
 	@$(BIN)/python -m tests.pages --write
 
-screenshots: setup ## pictures of the web pages for README and guides; needs `make up`, a run, and Chromium
-	@$(BIN)/python docs/screenshots.py
+PRESET ?= quickstart
+STEPS ?= 200
+screenshots: setup ## start a run from the form, look at all of it in a browser, keep pictures; needs `make up`, Chromium
+	@$(BIN)/python docs/screenshots.py --preset $(PRESET) --steps $(STEPS)
 
 clean: ## remove what can be made again; keeps the store, MLflow's and Prefect's records, and .venv
 	@[ ! -f .venv/.setup ] || $(BIN)/python -m tasks.services down
