@@ -22,7 +22,6 @@ from gptmodel.arithmetic import count_parameters
 from gptmodel.config import LadderConfig, ModelConfig, PipelineConfig, recipe
 from gptmodel.errors import ArtifactError, ConfigError, DataError
 from gptmodel.judging.bootstrap import interval
-from gptmodel.lineage.graph import LAW as KIND
 from gptmodel.lineage.walk import artifact_of
 from gptmodel.planning.law_fit import COEFFICIENTS, Fit, Point, fit_law
 from gptmodel.planning.scaling import Additive, Advice, budget_curve
@@ -30,6 +29,7 @@ from gptmodel.settings import parse_config
 from gptmodel.store.artifacts import Artifact, Request, Store, write_atomic
 
 log = logging.getLogger(__name__)
+KIND = "scaling-law"
 RECIPE_VERSION = 1
 LAW_FILE, RESAMPLES = "law.json", "resamples.json"
 SAID = {"all": "all parameters, the tied head once", "without-embeddings": "parameters without embeddings"}

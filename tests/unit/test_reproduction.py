@@ -357,7 +357,7 @@ def test_the_command_tells_a_verdict_for_machines(store: Store, folder: Path, sh
     assert "was made again with the same bytes" in shown.stdout
 
 
-def interrupted(*_: Any) -> None:
+def interrupted(*_: Any, **__: Any) -> None:
     raise KeyboardInterrupt
 
 
@@ -367,7 +367,7 @@ def test_a_stop_says_what_becomes_of_the_store(
     import gptmodel.reproduction.rebuilding
     from gptmodel.errors import Interrupted
 
-    def stopped(*_: Any) -> None:
+    def stopped(*_: Any, **__: Any) -> None:
         assert len(list((store.root / ROOM).glob("[!.]*"))) == 1
         raise KeyboardInterrupt
 

@@ -247,4 +247,4 @@ def test_the_command_writes_a_page_of_a_text_or_of_standard_input(in_a_store: st
     assert "the text goes on" in (tmp_path / "b.html").read_text()
     lost = run.invoke(surprise, ["--model", in_a_store, "--out", "no/where.html", "The old river"])
     assert isinstance(lost.exception, StorageError)
-    assert str(lost.exception) == "cannot write no/where.html: no such file or directory"
+    assert str(lost.exception) == "cannot write no/where.html: no such file or directory; name another place"
