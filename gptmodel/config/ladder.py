@@ -15,9 +15,9 @@ class LadderConfig:
 
     __pydantic_config__: ClassVar[Any] = STRICT
 
-    sizes: tuple[str, ...] = ("1x16x1", "1x32x2", "2x64x2", "3x96x3")
+    sizes: tuple[str, ...] = ("2x64x2", "3x96x3", "4x128x4", "4x192x6")
     """Shapes of models as layers x width x heads, such as 4x192x6."""
-    budgets: tuple[float, ...] = (1e12, 2.5e12, 6e12)
+    budgets: tuple[float, ...] = (5e11, 1.2e12, 3e12)
     """Operations of a training by the rule 6ND, N with embeddings."""
     warmup_share: float = 0.1
     """Share of the steps in which the learning rate rises, in place of train.optimizer.warmup_steps: short trainings
