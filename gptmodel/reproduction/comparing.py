@@ -17,7 +17,8 @@ from gptmodel.lineage.differences import (
     first_difference,
     provenance_changes,
 )
-from gptmodel.reproduction.sides import MODELS, Side, documents_of, documents_of_shards
+from gptmodel.lineage.graph import MODELS
+from gptmodel.reproduction.sides import Side, documents_of, documents_of_shards
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,7 @@ from gptmodel.lineage.differences import (
     curve_of,
     flat,
 )
+from gptmodel.lineage.graph import MODELS
 from gptmodel.lineage.lookup import evaluations_of
 from gptmodel.lineage.walk import artifact_of
 from gptmodel.pretraining.step import RUNS, run_dir_of
@@ -29,9 +30,6 @@ from gptmodel.reproduction.recorded import read_job, recorded_settings
 from gptmodel.store.artifacts import Artifact, Store
 from gptmodel.tracing.trained import find_unfinished
 from gptmodel.training.metrics_log import curve, read_lines
-
-MODELS = ("checkpoint", "weights")
-
 
 _NOT_FIGURES = frozenset(
     {

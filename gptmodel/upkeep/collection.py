@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from gptmodel.errors import ArtifactError
-from gptmodel.lineage.graph import COMPARISON, JUDGEMENTS, LAW
+from gptmodel.lineage.graph import COMPARISON, JUDGEMENTS, LAW, MODELS
 from gptmodel.pretraining.step import RUNS
 from gptmodel.rating.journal import rounds_open
 from gptmodel.reproduction.freshstore import ROOM
@@ -29,7 +29,7 @@ from gptmodel.store.artifacts import MANIFEST, REQUEST_FILE, Store
 from gptmodel.store.manifests import NAME_CHARS, SCRATCH, Ref
 from gptmodel.store.uses import in_use, is_held
 from gptmodel.text.corpus import DOWNLOADS, SOURCES
-from gptmodel.upkeep.nodes import MODELS, Node, nodes_of
+from gptmodel.upkeep.nodes import Node, nodes_of
 from gptmodel.upkeep.pins import BUILDING, pins
 from gptmodel.upkeep.records import spent_events, unnamed_provenance
 from gptmodel.upkeep.sizes import mtime, newest, tree_bytes

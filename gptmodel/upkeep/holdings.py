@@ -7,14 +7,14 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from gptmodel.lineage.graph import COMPARISON, LAW, node_figures
+from gptmodel.lineage.graph import COMPARISON, LAW, MODELS, node_figures
 from gptmodel.pretraining.step import RUNS
 from gptmodel.store.artifacts import Store
 from gptmodel.store.manifests import SCRATCH
 from gptmodel.store.provenance import FOLDER as PROVENANCE
 from gptmodel.text.corpus import DOWNLOADS
 from gptmodel.upkeep.collection import ASIDE, TRASH, reproductions
-from gptmodel.upkeep.nodes import MODELS, Node, nodes_of
+from gptmodel.upkeep.nodes import Node, nodes_of
 from gptmodel.upkeep.pins import BUILDING, pins
 from gptmodel.upkeep.records import EVENTS
 from gptmodel.upkeep.sizes import tree_bytes

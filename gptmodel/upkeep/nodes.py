@@ -8,11 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gptmodel.errors import ArtifactError
-from gptmodel.lineage.graph import COMPARISON, JUDGEMENTS
+from gptmodel.lineage.graph import COMPARISON, JUDGEMENTS, MODELS
 from gptmodel.store.artifacts import Artifact, Store, has_manifest, is_link
 from gptmodel.store.manifests import MANIFEST, NAME_CHARS, Manifest, read_manifest
-
-MODELS = ("checkpoint", "weights")
 
 
 @dataclass(frozen=True)

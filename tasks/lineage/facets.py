@@ -19,6 +19,7 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 from gptmodel.errors import GptflowError
+from gptmodel.lineage.graph import MODELS
 from gptmodel.store.artifacts import Artifact, Ref, canonical
 from gptmodel.store.provenance import provenance
 
@@ -28,7 +29,6 @@ if TYPE_CHECKING:  # the library takes half a second to import
 
 _PRODUCER = f"urn:gptflow:{version('gptflow')}"
 _MESSAGE_CHARS, _TRACE_CHARS, _CONFIG_CHARS = 2_000, 10_000, 20_000
-_MODELS = ("checkpoint", "weights")
 
 
 @dataclass(frozen=True)
@@ -247,7 +247,7 @@ def _artifact_facets(artifact: Artifact) -> dict[str, DatasetFacet]:
 
     figures = DatasetFacet().with_additional_properties(**_plain_figures(artifact.summary))
     assert isinstance(figures, DatasetFacet)
-    kind = "MODEL" if artifact.kind in _MODELS else "FILE"
+    kind = "MODEL" if artifact.kind in MODELS else "FILE"
     facets: dict[str, DatasetFacet] = {
         "version": dataset_version_dataset.DatasetVersionDatasetFacet(artifact.digest),
         "dataSource": datasource_dataset.DatasourceDatasetFacet("gptflow store", f"gptflow:{artifact.label}"),

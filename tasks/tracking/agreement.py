@@ -17,12 +17,12 @@ from mlflow.entities import Run
 from mlflow.exceptions import MlflowException
 
 from gptmodel.errors import TrackingError, first_line
-from gptmodel.lineage.graph import COMPARISON, JUDGEMENTS
+from gptmodel.lineage.graph import COMPARISON, JUDGEMENTS, MODELS
 from gptmodel.pretraining.step import RUNS
 from gptmodel.store.artifacts import MANIFEST, Store
 from gptmodel.store.hashing import hash_files
 from gptmodel.store.manifests import Manifest
-from gptmodel.upkeep.nodes import MODELS, Node
+from gptmodel.upkeep.nodes import Node
 from gptmodel.upkeep.verification import Difference
 from tasks.tracking.runs import COMPLETE_TAG, FAILURES, FINGERPRINT_TAG, client
 

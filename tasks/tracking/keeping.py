@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from mlflow.entities import ViewType
 
 from gptmodel.errors import ArtifactError, TrackingError, first_line
+from gptmodel.lineage.graph import MODELS
 from gptmodel.pretraining.step import KIND
 from gptmodel.store.artifacts import Store
 from gptmodel.store.manifests import NAME_CHARS
-from gptmodel.upkeep.nodes import MODELS
 from gptmodel.upkeep.pins import BUILDING
 from tasks.tracking.agreement import answers, told_run
 from tasks.tracking.runs import COMPLETE_TAG, FAILURES, FINGERPRINT_TAG, client
