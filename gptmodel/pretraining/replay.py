@@ -69,8 +69,7 @@ def replay(job: Job, step: int) -> Iterator[str]:
     machine = set_up(config.train, earlier.get("precision", ""))
     checkpoints = Checkpointer(work / CHECKPOINTS, config.train.keep_checkpoints, read_only=True)
     trainer = assemble(job, config, machine, checkpoints, MetricsLog(Path(job.run_dir) / METRICS_FILE), StopSignal())
-    if trainer.data is not None:
-        trainer.data.wait()  # what is shown is not saved, so nothing else would wait for it
+    trainer.data.wait()  # what is shown is not saved, so nothing else would wait for it
     trainer.model.train()
     state = checkpoints.load_newest(trainer.model, trainer.optimizer, up_to=step - 1) or TrainState()
     start = f"the checkpoint of step {state.step}" if state.step else "the initial weights"

@@ -16,6 +16,16 @@ from gptmodel.tokens.tokenstream import open_split
 _AT_ONCE = 1 << 28  # bytes: hashed in less than a second
 
 
+class NothingToCheck:
+    """In the place of a check, where the data is not read from a store's files."""
+
+    def raise_failed(self) -> None:
+        """Never."""
+
+    def wait(self) -> None:
+        """At once."""
+
+
 class DataCheck:
     """The check of all shards of an artifact, done or under way. ArtifactError at once where small ones are damaged."""
 

@@ -19,7 +19,7 @@ from gptmodel.errors import BudgetError, Interrupted, TrainingError
 from gptmodel.model import GPT
 from gptmodel.tokens.batches import Batches
 from gptmodel.training.checkpoint import Checkpointer, TrainState, cost_of_a_copy
-from gptmodel.training.datacheck import DataCheck
+from gptmodel.training.datacheck import DataCheck, NothingToCheck
 from gptmodel.training.metrics_log import MetricsLog
 from gptmodel.training.optimizer import learning_rate
 from gptmodel.training.pace import saves_beside_steps
@@ -55,7 +55,7 @@ class Trainer:
     until: int = 0
     """Leave off after this step; 0 goes on to the last. The schedule is that of all steps either way."""
 
-    data: DataCheck | None = None
+    data: DataCheck | NothingToCheck = field(default_factory=NothingToCheck)
     """The check of the data, where it may still be under way."""
     over_budget: Callable[[float], str] | None = None
     """Which bounds so many seconds of all attempts are above, in words; none where there is no budget."""
@@ -94,8 +94,7 @@ class Trainer:
         while state.step < last and not state.stopped_early:
             started = time.perf_counter()
             self.checkpoints.raise_failed()
-            if self.data is not None:
-                self.data.raise_failed()
+            self.data.raise_failed()
             seen = self._advance_on_checked(state)
             self._record(state, seen, time.perf_counter() - started)
             if self.rank == 0 and self.clock.is_due(state.step, config.max_steps):
@@ -111,8 +110,7 @@ class Trainer:
                 self._save(state)
             if stopping or over:
                 self._stop(state, over)
-        if self.data is not None:
-            self.data.wait()
+        self.data.wait()
         waiting = time.perf_counter()
         self.checkpoints.wait()
         self.clock.end = time.perf_counter() - waiting
@@ -139,8 +137,7 @@ class Trainer:
         try:
             return self.advance(state)
         except (IndexError, RuntimeError, TrainingError):
-            if self.data is not None:
-                self.data.wait()
+            self.data.wait()
             raise
 
     def advance(self, state: TrainState) -> Seen:
@@ -242,8 +239,7 @@ class Trainer:
         return last or state.stopped_early or keep_best or state.step % self.config.checkpoint_every == 0
 
     def _save(self, state: TrainState) -> None:
-        if self.data is not None:
-            self.data.wait()  # nothing is kept that was learned from bytes which nobody checked
+        self.data.wait()  # nothing is kept that was learned from bytes which nobody checked
         if self.rank == 0:
             self._count_time(state)
             self.metrics.sync()
