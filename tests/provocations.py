@@ -429,6 +429,7 @@ def said(stderr: str, place: Place) -> str:
         .replace(str(PORT), "4200")
         .replace(str(PORT + 1), "4201")
     )
+    found = re.sub(r"'(/…/\S+)'", r"\1", found)  # quoted for the shell where the folder's name asks for it
     found = re.sub(r"process \d+ on \S+ since \S+;", "process 4711 on here since 2026-01-01T00:00:00+00:00;", found)
     found = re.sub(r"[\d.]+ s of train.budget", "6.3 s of train.budget", found)
     return plain(re.sub(r"line \d+ column \d+ \(char \d+\)", "line 9 column 2 (char 99)", found))
