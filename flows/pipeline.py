@@ -6,6 +6,7 @@ from prefect import flow
 from prefect.client.schemas.objects import State
 from prefect.states import Completed
 
+from flows.naming import after_settings
 from flows.retrain import retrain
 from gptmodel.overrides import PipelineOverrides, given
 from gptmodel.presets import PresetName
@@ -20,7 +21,7 @@ from tasks.promoting import resolved
 from tasks.training import pretrain_model
 
 
-@flow(name="pipeline", flow_run_name="pipeline {preset}")
+@flow(name="pipeline", flow_run_name=after_settings("pipeline"))
 def pipeline(
     preset: PresetName = "quickstart",
     overrides: PipelineOverrides | None = None,  # type: ignore[valid-type]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from prefect import flow
 
+from flows.naming import after_settings
 from gptmodel.overrides import PipelineOverrides, given
 from gptmodel.presets import PresetName
 from gptmodel.settings import load_config
@@ -13,7 +14,7 @@ from tasks.holding import holding
 from tasks.preparing import fetch_corpus, tokenize_corpus
 
 
-@flow(name="prepare-data", flow_run_name="prepare data for {preset}")
+@flow(name="prepare-data", flow_run_name=after_settings("prepare data for"))
 def prepare_data(
     preset: PresetName = "quickstart",
     overrides: PipelineOverrides | None = None,  # type: ignore[valid-type]

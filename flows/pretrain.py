@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from prefect import flow
 
+from flows.naming import after_settings
 from gptmodel.overrides import PipelineOverrides, given
 from gptmodel.presets import PresetName
 from gptmodel.settings import load_config
@@ -15,7 +16,7 @@ from tasks.promoting import resolved
 from tasks.training import pretrain_model
 
 
-@flow(name="pretrain", flow_run_name="pretrain {preset}")
+@flow(name="pretrain", flow_run_name=after_settings("pretrain"))
 def pretrain(
     preset: PresetName = "quickstart",
     shards: str = "",

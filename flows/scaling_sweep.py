@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from prefect import flow
 
+from flows.naming import after_settings
 from gptmodel.config import LadderConfig
 from gptmodel.overrides import PipelineOverrides, given
 from gptmodel.planning.ladder import rungs_of
@@ -17,7 +18,7 @@ from tasks.scaling import fit_scaling_law
 from tasks.training import pretrain_model
 
 
-@flow(name="scaling-sweep", flow_run_name="scaling-sweep {preset}")
+@flow(name="scaling-sweep", flow_run_name=after_settings("scaling-sweep"))
 def scaling_sweep(
     preset: PresetName = "ladder",
     ladder: LadderConfig | None = None,

@@ -145,6 +145,11 @@ def test_the_evaluation_adds_up_and_is_tied_to_model_and_data(run: Any, made: tu
     assert (scored.value, scored.dataset_digest) == (evaluation.summary["loss"], made[0]["shards"].digest[:32])
 
 
+async def _run_of(flow_run_id: Any) -> Any:
+    async with get_client() as client:
+        return await client.read_flow_run(flow_run_id)
+
+
 async def _artifacts_of(flow_run_id: Any) -> list[Any]:
     async with get_client() as client:
         wanted = ArtifactFilter(flow_run_id=ArtifactFilterFlowRunId(any_=[flow_run_id]))
@@ -160,6 +165,7 @@ def test_the_prefect_pages_show_each_step(made: tuple[dict[str, Artifact], Any])
     assert "### Expected loss" in next(artifact.data for artifact in shown if artifact.key == "plan")
     words = next(artifact.data for artifact in shown if artifact.key == "checkpoint")
     assert made[0]["model"].digest in words
+    assert asyncio.run(_run_of(made[1].state_details.flow_run_id)).name == "pipeline tiny"
 
 
 def test_the_lineage_is_in_mlflow_and_in_the_prefect_pages(run: Any, made: tuple[dict[str, Artifact], Any]) -> None:

@@ -186,6 +186,6 @@ def test_seven_nights(week: Week) -> None:
 
     # Somebody was told of the bad data and of models that were not better, and of no good night.
     assert {said["subject"] for said in project.told} == {
-        "gptflow: pipeline / pipeline smoke failed",
+        f"gptflow: pipeline / pipeline {NAME} failed",
         f"gptflow: {NAME} did not pass",
     }
