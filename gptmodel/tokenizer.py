@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import cache, cached_property
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -67,21 +68,7 @@ class Tokenizer:
     def iter_encode(self, text: str) -> Iterator[Tokens]:
         """The same ids in parts, so that what is held at a time does not grow with the text."""
         for part in chunks(text):
-            yield self._encode_chunk(part)
-
-    def _encode_chunk(self, text: str) -> Tokens:
-        try:
-            ids = self._encoding.encode_to_numpy(text, disallowed_special=())
-        except UnicodeEncodeError as error:
-            raise DataError(
-                f"text is not valid Unicode: lone surrogate {text[error.start]!r}; repair it, or replace it by U+FFFD"
-            ) from None
-        # astype wraps silently.
-        if ids.size and int(ids.max()) >= GPT2_VOCAB_SIZE:
-            raise DataError(
-                f"the tokenizer gave id {ids.max()}, above {GPT2_VOCAB_SIZE - 1}; its files are not GPT-2's"
-            )
-        return ids.astype(np.uint16)
+            yield checked(lambda chunk: self._encoding.encode_to_numpy(chunk, disallowed_special=()), part)
 
     def decode(self, ids: Iterable[int]) -> str:
         """Text of token ids; bytes that are not UTF-8 become U+FFFD. DataError for an id outside the vocabulary."""
@@ -118,6 +105,20 @@ class Tokenizer:
     def _check_id(self, token: int) -> None:
         if not 0 <= token < self.vocab_size:
             raise DataError(f"token id {token} is not in the vocabulary of {self.name}: 0 to {self.vocab_size - 1}")
+
+
+def checked(encode: Callable[[str], npt.NDArray[Any]], text: str) -> Tokens:
+    """Its ids of a text; DataError for a lone surrogate, and for ids that are not GPT-2's."""
+    try:
+        ids = encode(text)
+    except UnicodeEncodeError as error:
+        raise DataError(
+            f"text is not valid Unicode: lone surrogate {text[error.start]!r}; repair it, or replace it by U+FFFD"
+        ) from None
+    # astype wraps silently.
+    if ids.size and int(ids.max()) >= GPT2_VOCAB_SIZE:
+        raise DataError(f"the tokenizer gave id {ids.max()}, above {GPT2_VOCAB_SIZE - 1}; its files are not GPT-2's")
+    return ids.astype(np.uint16)
 
 
 def data_files() -> dict[str, Path]:

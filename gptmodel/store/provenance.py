@@ -20,7 +20,9 @@ from typing import Any
 from gptmodel.store.codestate import LOCK, Code, code_digest, inspect_code, recipe_versions
 
 FOLDER = ".provenance"
-_LIBRARIES = ("torch", "numpy", "pyarrow", "tiktoken", "datasets", "safetensors", "prefect", "mlflow", "gptflow")
+_LIBRARIES = (
+    *("torch", "numpy", "pyarrow", "tiktoken", "fastokens", "datasets", "safetensors", "prefect", "mlflow", "gptflow"),
+)
 _PROJECT = Path(__file__).resolve().parents[2]  # the checkout, or the folder of installed packages
 # What decides which kernels run, and so bits: of x86 and of ARM.
 _CPU_FLAGS = ("avx2", "fma", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16", "asimd", "sve", "bf16")

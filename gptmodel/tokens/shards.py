@@ -13,6 +13,7 @@ import os
 from collections.abc import Iterable, Iterator
 from concurrent import futures
 from contextlib import nullcontext
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from gptmodel.store.space import shards_bytes
 from gptmodel.store.uses import using
 from gptmodel.text.sides import documents_of
 from gptmodel.tokenizer import Tokenizer, Tokens, gpt2
+from gptmodel.tokens.encoder import CHECK_EVERY, Encoder, encoder
 from gptmodel.tokens.known_tokens import KnownTokens, find_known
 from gptmodel.tokens.shardplan import SPLITS, Part, ShardPlan, plan_shards
 from gptmodel.tokens.tokenstream import DocumentIndex, TokenStream, open_split
@@ -65,7 +67,7 @@ def build_shards(
         plans = plan_shards(documents_of(corpus, config), config.shard_bytes)
         known = find_known(store, corpus, asked, gpt2(), shard_schema(gpt2()))
         with using(store.root, known.labels) if known.labels else nullcontext():
-            done = _make_all(plans, directory, known, config.workers or _cores(), _total_bytes(corpus), progress)
+            done = _make_all(plans, directory, known, config, _total_bytes(corpus), progress)
         if not done:
             raise DataError(f"{corpus.label} has no documents; nothing to tokenize")
         for stray in set(directory.glob("*.arrow")) - {directory / name for name in done}:
@@ -89,13 +91,15 @@ def _make_all(
     plans: Iterator[ShardPlan],
     directory: Path,
     known: KnownTokens,
-    workers: int,
+    config: ShardsConfig,
     total: int,
     progress: Progress | None,
 ) -> dict[str, dict[str, Any]]:
     """Figures of every shard by file name. Holds the text of at most workers + 2 shards at a time."""
     scratch = directory / SCRATCH
     scratch.mkdir(exist_ok=True)
+    workers, encode = config.workers or _cores(), encoder(config.encoder)
+    log.info("tokens by %s", encode.name)
     running: set[futures.Future[dict[str, Any]]] = set()
     done: dict[str, dict[str, Any]] = {}
 
@@ -106,11 +110,11 @@ def _make_all(
             if progress is not None:
                 progress(sum(f["bytes"] for f in done.values()), total, "bytes")
 
-    # Threads: tiktoken works outside the interpreter lock.
+    # Threads: encoders work outside the interpreter lock.
     with futures.ThreadPoolExecutor(workers, thread_name_prefix="shard") as pool:
         try:
             for plan in plans:
-                running.add(pool.submit(_make, plan, directory, known))
+                running.add(pool.submit(_make, plan, directory, known, encode))
                 if len(running) > workers:
                     finished, running = futures.wait(running, return_when=futures.FIRST_COMPLETED)
                     collect(finished)
@@ -121,16 +125,15 @@ def _make_all(
     return done
 
 
-def _make(plan: ShardPlan, directory: Path, known: KnownTokens) -> dict[str, Any]:
+def _make(plan: ShardPlan, directory: Path, known: KnownTokens, encode: Encoder) -> dict[str, Any]:
     """Write one shard, or find that it is already there; the sidecar beside it is written last and says so."""
     path, sidecar = directory / plan.name, directory / SCRATCH / f"{plan.name}.json"
     if (figures := _finished(path, sidecar, plan.key)) is not None:
         log.info("%s is already there", plan.name)
         # An older version's sidecar does not say what it tokenized: it was all.
         return {**_work_done(plan, [None] * len(plan.parts)), **figures}
-    tokenizer = gpt2()
     taken = known.tokens_of(plan.parts)
-    table = _record_batch(plan, taken, tokenizer)
+    table = _record_batch(plan, taken, encode)
     temporary = directory / SCRATCH / plan.name
     try:
         with pa.OSFile(str(temporary), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
@@ -187,13 +190,15 @@ def shard_schema(tokenizer: Tokenizer) -> Any:
     return pa.schema(fields, metadata)
 
 
-def _record_batch(plan: ShardPlan, taken: list[Tokens | None], tokenizer: Tokenizer) -> pa.RecordBatch:
+def _record_batch(plan: ShardPlan, taken: list[Tokens | None], encode: Encoder) -> pa.RecordBatch:
     """The shard; tokens of parts that were not `taken` from earlier ones are made here."""
+    tokenizer = gpt2()
     end = np.array([tokenizer.end_token], np.uint16)
     pieces: list[Tokens] = []
     offsets = [0]
+    texts = count()
     for part, known in zip(plan.parts, taken, strict=True):
-        found = list(_part_tokens(part, tokenizer)) if known is None else [known]
+        found = list(_part_tokens(part, encode, texts)) if known is None else [known]
         found += [end] if part.last else []
         pieces += found
         offsets.append(offsets[-1] + sum(map(len, found)))
@@ -206,10 +211,10 @@ def _record_batch(plan: ShardPlan, taken: list[Tokens | None], tokenizer: Tokeni
     return pa.record_batch(columns, schema=shard_schema(tokenizer))
 
 
-def _part_tokens(part: Part, tokenizer: Tokenizer) -> Iterator[Tokens]:
+def _part_tokens(part: Part, encode: Encoder, texts: Iterator[int]) -> Iterator[Tokens]:
     try:
         for text in part.texts:
-            yield from tokenizer.iter_encode(text)
+            yield from encode.iter_encode(text, check=next(texts) % CHECK_EVERY == 0)
     except DataError as error:
         raise DataError(f"document {part.document}: {error}") from None
 

@@ -24,7 +24,8 @@ from hypothesis import strategies as st
 from gptmodel.config import CorpusConfig, ShardsConfig, SourceConfig
 from gptmodel.store.artifacts import Artifact, Request, Store, load_artifact
 from gptmodel.text.corpus import Document, build_corpus, iter_documents, split_of
-from gptmodel.tokenizer import Tokenizer, gpt2
+from gptmodel.tokenizer import gpt2
+from gptmodel.tokens.encoder import Encoder
 from gptmodel.tokens.shardplan import SPLITS
 from gptmodel.tokens.shards import build_shards, open_split, shards_request
 from gptmodel.tokens.spelling import Spelling
@@ -96,13 +97,13 @@ def fresh(tmp_path: Path) -> Store:
 def encoded(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The texts that the tokenizer is given from now on."""
     given: list[str] = []
-    encode = Tokenizer.iter_encode
+    encode = Encoder.iter_encode
 
-    def noted(self: Tokenizer, text: str):
+    def noted(self: Encoder, text: str, *, check: bool = False):
         given.append(text)
-        return encode(self, text)
+        return encode(self, text, check=check)
 
-    monkeypatch.setattr(Tokenizer, "iter_encode", noted)
+    monkeypatch.setattr(Encoder, "iter_encode", noted)
     return given
 
 
