@@ -19,6 +19,8 @@ import torch.nn.functional as F  # noqa: N812 - its usual name
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from gptmodel.padded_head import padded_cross_entropy
+
 _CHUNK_BYTES = 1 << 27  # of logits at a time: 667 rows of GPT-2's vocabulary in float32
 _CACHED_ELEMENTS = 1 << 19  # log-probabilities at a time on a processor: 2 MiB
 
@@ -52,6 +54,8 @@ def linear_cross_entropy(x_BTC: Tensor, weight_VC: Tensor, targets_BT: Tensor) -
     """
     x_NC, targets_N = x_BTC.flatten(0, -2), targets_BT.flatten()
     if torch.is_grad_enabled() and (x_NC.requires_grad or weight_VC.requires_grad):
+        if x_NC.device.type == "cuda":
+            return padded_cross_entropy(x_NC, weight_VC, targets_N)
         return cast(Tensor, _LinearCrossEntropy.apply(x_NC, weight_VC, targets_N))  # type: ignore[no-untyped-call]
     return token_losses(x_BTC, weight_VC, targets_BT).mean()
 

@@ -20,6 +20,7 @@ from gptmodel.model import GPT
 from gptmodel.tokens.batches import Batches
 from gptmodel.training.checkpoint import Checkpointer, TrainState, cost_of_a_copy
 from gptmodel.training.datacheck import DataCheck, NothingToCheck
+from gptmodel.training.feed import Feed
 from gptmodel.training.metrics_log import MetricsLog
 from gptmodel.training.optimizer import learning_rate
 from gptmodel.training.pace import saves_beside_steps
@@ -70,6 +71,7 @@ class Trainer:
             self._step_module = torch.compile(self.model)  # type: ignore[assignment]
         if self.world > 1:
             self._step_module = nn.parallel.DistributedDataParallel(self._step_module)
+        self._feed = Feed(self.machine.device)
         self._teller = Teller(self.metrics, self.config, self.model, self.machine, self.world)
         self._earlier = 0.0
 
@@ -161,7 +163,7 @@ class Trainer:
         config = self.config
         # Dropout must not depend on what was drawn before, or a resumed run would differ.
         torch.manual_seed(step_seed(config.seed, step, self.rank))
-        micro_batches = self.batches.batch(step)
+        micro_batches = self._feed.take(self.batches, step)
         losses: list[Tensor] = []
         n_bytes = 0
         for number, (ids_BT, targets_BT) in enumerate(micro_batches):
@@ -171,11 +173,14 @@ class Trainer:
             torch.autograd.backward(loss)
             losses.append(loss.detach())
             n_bytes += int(self.byte_lengths[targets_BT].sum())
-        total = torch.stack([torch.stack(losses).double().sum().cpu() / self.world, torch.tensor(float(n_bytes))])
+        norm = clip_gradients(self.model, config.optimizer.grad_clip or math.inf)
+        self._feed.read_ahead(self.batches, step + 1)
+        # The step's one wait for the device: whether this is a spike must be known before the update.
+        loss, grad_norm = torch.stack([torch.stack(losses).double().sum(), norm.double()]).tolist()
+        total = torch.tensor([loss / self.world, n_bytes], dtype=torch.float64)
         if self.world > 1:
             dist.all_reduce(total)
-        clip = config.optimizer.grad_clip or math.inf
-        return Seen(float(total[0]), clip_gradients(self.model, clip), int(total[1]))
+        return Seen(float(total[0]), grad_norm, int(total[1]))
 
     def loss(self, ids_BT: Tensor, targets_BT: Tensor) -> Tensor:
         """Mean loss of one micro-batch, on the device and in the precision of the run."""

@@ -6,7 +6,7 @@ import hashlib
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from torch import nn
+from torch import Tensor, nn
 
 
 @dataclass(frozen=True)
@@ -46,13 +46,17 @@ class StopSignal:
     signum: int = 0
 
 
-def clip_gradients(model: nn.Module, largest: float) -> float:
-    """Global gradient norm before clipping. Gradients are scaled only where it is too large: they cost a pass."""
+def clip_gradients(model: nn.Module, largest: float) -> Tensor:
+    """Global gradient norm before clipping, a scalar on the device.
+
+    On a processor gradients are scaled only where it is too large, since that costs a pass. A GPU would have to be
+    waited for to know it, so there they always are, by 1 where it is not.
+    """
     gradients = [p.grad for p in model.parameters() if p.grad is not None]
     norm = nn.utils.get_total_norm(gradients)
-    if not norm <= largest:  # not finite too: what then happens is decided by who sees the norm
+    if norm.device.type == "cuda" or not norm <= largest:  # not finite too: who sees the norm decides what then happens
         nn.utils.clip_grads_with_norm_(model.parameters(), largest, norm)
-    return float(norm)
+    return norm
 
 
 def step_seed(seed: int, step: int, rank: int) -> int:

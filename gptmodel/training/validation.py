@@ -6,6 +6,7 @@ import math
 
 import torch
 import torch.distributed as dist
+from torch import Tensor
 
 from gptmodel.config import TrainConfig
 from gptmodel.device import Machine
@@ -41,13 +42,15 @@ class SplitEvaluator:
     def _score(self) -> tuple[float, float, float]:
         size = self._config.micro_batch_size
         mine = self._windows[self._rank :: self._world]
-        sums = torch.zeros(3, dtype=torch.float64)
+        losses: list[tuple[Tensor, int, int]] = []
         for start in range(0, len(mine), size):
             ids_BT, targets_BT = read_windows(self._stream, mine[start : start + size], self._context)
             with self._machine.autocast():
                 loss = self._model(ids_BT.to(self._machine.device), targets_BT.to(self._machine.device))
-            n = targets_BT.numel()
-            sums += torch.tensor([float(loss) * n, float(self._byte_lengths[targets_BT].sum()), n], dtype=torch.float64)
+            losses.append((loss, int(self._byte_lengths[targets_BT].sum()), targets_BT.numel()))
+        sums = torch.zeros(3, dtype=torch.float64)
+        for loss, n_bytes, n in losses:  # only now: each would be a wait for a GPU
+            sums += torch.tensor([float(loss) * n, n_bytes, n], dtype=torch.float64)
         if self._world > 1:
             dist.all_reduce(sums)
         return float(sums[0]), float(sums[1]), float(sums[2])
