@@ -16,6 +16,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from benchmarks.machine import machine
 from gptmodel.config import CorpusConfig, PipelineConfig, ShardsConfig
 from gptmodel.pretraining.step import plan_training, pretrain
 from gptmodel.settings import load_config
@@ -102,7 +103,13 @@ def main() -> None:
             for name, sets in CHOICES.items():
                 curves[name][seed] = curve(store, shards, config(given, f"train.seed={seed}", *sets))
                 print(f"seed {seed}  {name:15} {list(curves[name][seed].values())[-1]:.4f}", flush=True)
-            found = {"steps": given.steps, "width": given.width, **summary(curves), "curves": curves}
+            found = {
+                "machine": machine(),
+                "steps": given.steps,
+                "width": given.width,
+                **summary(curves),
+                "curves": curves,
+            }
             given.out.parent.mkdir(exist_ok=True)  # after each seed: what is there is there
             given.out.write_text(json.dumps(found, indent=2) + "\n")
     print(json.dumps({k: v for k, v in found.items() if k != "curves"}, indent=2))

@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import codecs
 import json
-import os
 import random
 import re
 import subprocess
@@ -28,10 +27,10 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.machine import machine
 from gptmodel.config import CorpusConfig, DataGatesConfig, SourceConfig
 from gptmodel.datagates import check
 from gptmodel.store.artifacts import Store, load_artifact
-from gptmodel.store.provenance import provenance
 from gptmodel.text.corpus import build_corpus, iter_documents
 from gptmodel.text.minhash import SHINGLE_WORDS, Signatures, clusters, near_to, similarity
 from gptmodel.text.shingles import runs, word_hashes
@@ -180,8 +179,7 @@ def main() -> None:
         if asked.text:
             found["speed"] = [speed(Path(folder), asked.text, size) for size in SIZES_MB]
         found["accuracy"] = accuracy(Path(folder), DataGatesConfig().similarity)
-    machine = {"cores": os.cpu_count(), **{name: provenance()[name] for name in ("python", "git_commit", "git_dirty")}}
-    RESULTS.write_text(json.dumps({**found, "machine": machine}, indent=2) + "\n")
+    RESULTS.write_text(json.dumps({**found, "machine": machine("pyarrow")}, indent=2) + "\n")
     print(json.dumps(found, indent=2))
 
 

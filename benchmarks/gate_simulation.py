@@ -20,6 +20,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy.stats import beta
 
+from benchmarks.machine import machine
 from gptmodel.config.retraining import GateConfig
 from gptmodel.retraining.gate import Pair, Scored, decide
 
@@ -110,8 +111,8 @@ def main() -> None:
         found = [row.rate for row in rows[len(false) :] if row.documents == n]
         print(f"{n:9}  " + "".join(f"{rate:8.0%}" for rate in found))
     given.out.parent.mkdir(parents=True, exist_ok=True)
-    told = {"config": asdict(config), "seconds": round(time.monotonic() - began, 1), "rows": [asdict(r) for r in rows]}
-    given.out.write_text(json.dumps(told, indent=1) + "\n")
+    told = {"machine": machine(), "config": asdict(config), "seconds": round(time.monotonic() - began, 1)}
+    given.out.write_text(json.dumps({**told, "rows": [asdict(r) for r in rows]}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -15,7 +15,6 @@ import argparse
 import copy
 import json
 import os
-import platform
 import statistics
 import tempfile
 import time
@@ -27,6 +26,7 @@ import torch
 import transformers
 from torch import Tensor
 
+from benchmarks.machine import machine, spread
 from gptmodel.config import DecodingConfig, ModelConfig
 from gptmodel.formats.hf_export import write_hf_model
 from gptmodel.generate import generate_batch
@@ -96,27 +96,23 @@ def race(calls: dict[str, Callable[[], Any]], rounds: int, tokens: int) -> dict[
             found[name]["processor"].append(1e3 * (time.process_time() - used) / tokens)
     medians = {name: {of: statistics.median(values) for of, values in each.items()} for name, each in found.items()}
     ratios = {of: medians["transformers"][of] / medians["gptflow"][of] for of in ("clock", "processor")}
+    spreads = {name: {of: spread(values) for of, values in each.items()} for name, each in found.items()}
     same = written["gptflow"] == written["transformers"]
-    return {"same_tokens": same, "ms_per_step": medians, "times_as_fast": ratios, "all_ms": found}
+    return {"same_tokens": same, "ms_per_step": medians, "spread_ms": spreads, "times_as_fast": ratios, "all_ms": found}
 
 
 def save(given: argparse.Namespace, load_before: float, new: list[dict[str, Any]]) -> None:
-    machine = {
-        "cores": os.cpu_count(),
-        "threads": given.threads,
+    ran_on = {
+        **machine("transformers", threads=given.threads),
         "load_before": round(load_before, 2),
-        "load_after": round(os.getloadavg()[0], 2),
         "capability": torch.backends.cpu.get_cpu_capability(),
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
     }
     key = ("model", "batch", "decoding")
     old = json.loads(RESULTS.read_text())["rows"] if RESULTS.exists() else []
     rows = [*(row for row in old if all(any(row[k] != other[k] for k in key) for other in new)), *new]
     told = {"prompt_tokens": PROMPT_TOKENS, "new_tokens": given.tokens, "rounds": given.rounds}
     RESULTS.parent.mkdir(exist_ok=True)
-    RESULTS.write_text(json.dumps({**told, "machine": machine, "rows": rows}, indent=2) + "\n")
+    RESULTS.write_text(json.dumps({**told, "machine": ran_on, "rows": rows}, indent=2) + "\n")
 
 
 def main() -> None:

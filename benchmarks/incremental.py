@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import resource
 import shutil
 import statistics
@@ -29,9 +28,9 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from benchmarks.machine import machine, spread
 from gptmodel.config import CorpusConfig, ShardsConfig, SourceConfig
 from gptmodel.store.artifacts import Artifact, Request, Store, load_artifact
-from gptmodel.store.provenance import provenance
 from gptmodel.text.corpus import build_corpus, iter_documents
 from gptmodel.tokenizer import gpt2
 from gptmodel.tokens.known_tokens import find_known
@@ -157,6 +156,7 @@ def compare(root: Path, rounds: int, copies: int) -> dict[str, Any]:
         "mb_tokenized": round(new["bytes_tokenized"] / 1e6, 1),
         "seconds": seconds,
         "median_seconds": medians,
+        "spread_seconds": {way: spread(values, 3) for way, values in seconds.items()},
         "times_as_fast": round(medians["afresh"] / medians["incremental"], 2),
         "median_peak_mb": {way: statistics.median(values) for way, values in peaks.items()},
         "same_digest": True,
@@ -184,8 +184,7 @@ def main() -> None:
         found["index_of_a_million"] = in_child("--index", str(root / "index"))
     finally:
         shutil.rmtree(root, ignore_errors=True)
-    host = {"cores": os.cpu_count(), **{name: provenance()[name] for name in ("python", "git_commit", "git_dirty")}}
-    RESULTS.write_text(json.dumps({**found, "machine": host}, indent=2) + "\n")
+    RESULTS.write_text(json.dumps({**found, "machine": machine("pyarrow", "tiktoken")}, indent=2) + "\n")
     print(json.dumps(found, indent=2))
 
 

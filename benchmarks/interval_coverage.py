@@ -21,6 +21,7 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.machine import machine
 from gptmodel.config import EvaluateConfig
 from gptmodel.judging.bootstrap import interval, resampled
 from gptmodel.judging.units import Units
@@ -137,7 +138,8 @@ def main() -> None:
                 f"{below:9.1%} {above:9.1%}",
                 flush=True,
             )
-    told = {"trials": trials, "resamples": RESAMPLES, "confidence": CONFIDENCE, "rows": rows}
+    asked = {"trials": trials, "resamples": RESAMPLES, "confidence": CONFIDENCE}
+    told = {"machine": machine(), **asked, "rows": rows}
     RESULTS.write_text(json.dumps(told, indent=2) + "\n")
 
 

@@ -12,8 +12,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
 import statistics
 import subprocess
 import sys
@@ -26,6 +24,7 @@ import numpy as np
 import pyarrow as pa
 import torch
 
+from benchmarks.machine import machine, spread
 from gptmodel.store.artifacts import Artifact, Request, Store
 from gptmodel.tokenizer import gpt2
 from gptmodel.tokens.batches import Batches
@@ -77,6 +76,7 @@ def race(shards: Artifact, flat: Path, rows: int, length: int, batches: int) -> 
     for name, middle in (("median", statistics.median), ("mean", statistics.fmean)):
         ms = {who: round(middle(values[20:]), 4) for who, values in found.items()}
         row[f"{name}_ms"], row[f"{name}_ratio"] = ms, round(ms["memmap"] / ms["gptflow"], 2)
+    row["spread_ms"] = {who: spread(values[20:], 4) for who, values in found.items()}
     return row
 
 
@@ -113,8 +113,7 @@ def main() -> None:
         rows = [race(small, flat, *size, given.batches) for size in SIZES]
         large = make(Path(folder) / "large", int(given.gigabytes * 5e8))
         first = {how: [first_batch(large, how) for _ in range(given.rounds)] for how in ("sizes", "checked")}
-    machine = {"cores": os.cpu_count(), "load": os.getloadavg()[0], "python": platform.python_version()}
-    told = {"machine": machine, "batches": rows, "gigabytes": given.gigabytes, "first_batch_seconds": first}
+    told = {"machine": machine("pyarrow"), "batches": rows, "gigabytes": given.gigabytes, "first_batch_seconds": first}
     RESULTS.write_text(json.dumps(told, indent=2) + "\n")
     for row in rows:
         print(row)

@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import resource
 import shutil
 import socket
@@ -22,9 +21,10 @@ import subprocess
 import sys
 import tempfile
 import time
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
+
+from benchmarks.machine import machine
 
 RESULTS = Path(__file__).with_name("results") / "orchestration.json"
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -70,8 +70,7 @@ def measure(folder: Path, rounds: int) -> dict[str, Any]:
         run(folder, ["-m", "tasks.services", "down"])
     alone = [run(folder, RUN) for _ in range(min(rounds, 3))]
     return {
-        "machine": {"processors": os.cpu_count(), "load": os.getloadavg(), "platform": platform.system()},
-        "versions": {name: version(name) for name in ("prefect", "mlflow", "torch")},
+        "machine": machine("prefect", "mlflow"),
         "make_up": medians([up]),
         "first_run": {
             "wall": round(first[0], 2),

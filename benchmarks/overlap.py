@@ -25,6 +25,7 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.machine import machine
 from gptmodel.judging.grams import Bytes
 from gptmodel.judging.overlap import END, all_passages, longest_passages
 
@@ -106,8 +107,9 @@ def main() -> None:
         rows = [
             _row(path, given, megabytes, what) for megabytes in given.megabytes for what in ("longest", "all", "grep")
         ]
-    told = {"text": given.text.name if given.text else "embedded speeches", "samples": given.samples}
-    RESULTS.write_text(json.dumps({**told, "sample_bytes": given.bytes, "rows": rows}, indent=2) + "\n")
+    told: dict[str, Any] = {"text": given.text.name if given.text else "embedded speeches", "samples": given.samples}
+    told |= {"machine": machine(), "sample_bytes": given.bytes, "rows": rows}
+    RESULTS.write_text(json.dumps(told, indent=2) + "\n")
 
 
 def _row(path: Path, given: argparse.Namespace, megabytes: float, what: str) -> dict[str, Any]:

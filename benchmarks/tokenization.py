@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import resource
 import statistics
 import subprocess
@@ -22,13 +21,13 @@ import sys
 import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
 from benchmarks.incremental import texts
+from benchmarks.machine import machine, spread
 from gptmodel.config import CorpusConfig, ShardsConfig, SourceConfig
 from gptmodel.store.artifacts import Artifact, Store, load_artifact
 from gptmodel.text.corpus import build_corpus, iter_documents
@@ -89,6 +88,9 @@ def race(root: Path, copies: int, rounds: int) -> dict[str, Any]:
         who: {of: statistics.median(row[of] for row in rows) for of in ("wall", "processor", "peak_mb")}
         for who, rows in found.items()
     }
+    spreads = {
+        who: {of: spread([r[of] for r in rows], 2) for of in ("wall", "processor")} for who, rows in found.items()
+    }
     ratios = {
         f"{of}, ours / {who}": round(
             statistics.median(a[of] / b[of] for a, b in zip(found["build_shards"], found[who], strict=True)), 3
@@ -97,7 +99,7 @@ def race(root: Path, copies: int, rounds: int) -> dict[str, Any]:
         for of in ("wall", "processor")
     }
     n_bytes = corpus.summary["train_bytes"] + corpus.summary["validation_bytes"]
-    return {"bytes": n_bytes, "medians": medians, "ratios": ratios, "all": found}
+    return {"bytes": n_bytes, "medians": medians, "spread_seconds": spreads, "ratios": ratios, "all": found}
 
 
 def main() -> None:
@@ -116,13 +118,7 @@ def main() -> None:
             race(Path(folder) / str(copies), copies, rounds)
             for copies, rounds in ((given.copies, given.rounds), (max(1, given.copies // 4), 1))
         ]
-    machine = {
-        "cores": os.cpu_count(),
-        "load": os.getloadavg()[0],
-        "python": platform.python_version(),
-        "tiktoken": version("tiktoken"),
-    }
-    RESULTS.write_text(json.dumps({"machine": machine, "rows": rows}, indent=2) + "\n")
+    RESULTS.write_text(json.dumps({"machine": machine("tiktoken", "pyarrow"), "rows": rows}, indent=2) + "\n")
     for row in rows:
         peaks = {who: median["peak_mb"] for who, median in row["medians"].items()}
         print(f"{row['bytes'] / 1e6:.0f} MB: {row['ratios']}, peak MB {peaks}")

@@ -21,6 +21,7 @@ from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
+from benchmarks.machine import machine, spread
 from benchmarks.mlflow_server import Answer, Forward, Proxy, Server, free_port, plainly
 from gptmodel.config import CorpusConfig, PipelineConfig, ShardsConfig
 from gptmodel.pretraining.step import Training, plan_training, pretrain
@@ -103,10 +104,12 @@ def main() -> None:
                 print(f"round {number + 1}  {name:5} {json.dumps(found[name][-1])}", flush=True)
     medians = {name: statistics.median(r["step_seconds"] for r in rounds) for name, rounds in found.items()}
     result = {
+        "machine": machine("mlflow", threads=1),
         "steps": given.steps,
         "rounds": given.rounds,
         "load_before": round(load_before, 2),
         "median_step_seconds": medians,
+        "step_seconds": {name: spread([r["step_seconds"] for r in rounds]) for name, rounds in found.items()},
         "ratio_to_none": {name: round(seconds / medians["none"], 4) for name, seconds in medians.items()},
         "runs": found,
     }

@@ -20,6 +20,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from benchmarks.machine import machine, spread
 from gptmodel.store.artifacts import Request, Store
 from gptmodel.upkeep.verification import verify
 
@@ -86,13 +87,14 @@ def main() -> None:
         shutil.rmtree(folder)
     medians = {name: statistics.median(found) for name, found in seconds.items()}
     result = {
+        "machine": machine(threads=THREADS),
         "bytes": n_bytes,
         "threads": THREADS,
         "rounds": given.rounds,
-        "cpus": os.cpu_count(),
         "sha_ni": "sha_ni" in Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else None,
         "load_before": round(load_before, 2),
         "median_seconds": {name: round(found, 4) for name, found in medians.items()},
+        "spread_seconds": {name: spread(found, 4) for name, found in seconds.items()},
         "gigabytes_per_second": {name: round(n_bytes / 1e9 / found, 3) for name, found in medians.items()},
         "times_as_fast": round(medians["sha256sum"] / medians["gptflow verify"], 3),
         "seconds": {name: [round(each, 4) for each in found] for name, found in seconds.items()},
