@@ -10,7 +10,7 @@ PYTEST := $(BIN)/pytest
 
 .PHONY: help setup pipeline up down status test test-unit test-slow test-gpu lint format types package licences sbom audit check lock \
 	chaos pages screenshots clean bench bench-peers bench-step bench-curves bench-text bench-loading bench-around \
-	bench-writing
+	bench-writing bench-gpu
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' Makefile | sort | sed -E 's/:.*## /\t/' | while IFS=$$'\t' read -r name text; do \
@@ -108,6 +108,9 @@ bench-around: setup ## what Prefect, MLflow and manifests cost around the work
 
 bench-writing: setup ## text generation beside transformers
 	@$(BIN)/python -m benchmarks.generation
+
+bench-gpu: setup ## all figures of one GPU, in at most nine minutes; needs one
+	@$(BIN)/python -m benchmarks.gpu
 
 pages: setup ## run the commands of tutorial and how-tos, and write what they print into these pages
 	@$(BIN)/python -m tests.pages --write

@@ -14,9 +14,10 @@ _KEPT = ("cpu", "cpu_flags", "cpus", "python", "git_commit", "git_dirty")
 
 
 def machine(*packages: str, threads: int = 0) -> dict[str, Any]:
-    """Processor, threads, load, code and versions (torch's, and of these packages too); never the host's name."""
+    """Processor, threads, load, code and versions (torch's, and of these packages if there); never the host's name."""
     found = provenance()
-    more = {name: importlib.metadata.version(name) for name in packages}
+    installed = {each.metadata["Name"].lower() for each in importlib.metadata.distributions()}
+    more = {name: importlib.metadata.version(name) for name in packages if name in installed}
     return {
         **{name: found[name] for name in _KEPT if name in found},
         "threads": threads or os.cpu_count() or 1,

@@ -70,7 +70,7 @@ def try_out(
     train = config.train
     processes = train.processes or (max(1, torch.cuda.device_count()) if machine.device.type == "cuda" else 1)
     micro_batches = max(1, train.batch_size // train.micro_batch_size // processes)
-    trainer = _trainer(config, machine, folder, min(micro_batches, _MICRO_BATCHES))
+    trainer = trial_trainer(config, machine, folder, min(micro_batches, _MICRO_BATCHES))
     state = TrainState()
     trainer.model.train()
     trainer.advance(state)  # the first one fills caches, makes the optimizer's moments, and may compile
@@ -107,7 +107,8 @@ def try_out(
     }
 
 
-def _trainer(config: PipelineConfig, machine: Machine, folder: Path, micro_batches: int) -> Trainer:
+def trial_trainer(config: PipelineConfig, machine: Machine, folder: Path, micro_batches: int) -> Trainer:
+    """The trainer of these settings on random tokens, with steps of so many micro-batches."""
     train = replace(config.train, batch_size=config.train.micro_batch_size * micro_batches, processes=0)
     model = GPT(config.model, seed=train.seed).to(machine.device)
     stream = RandomTokens(_ENDLESS, config.model.vocab_size)
@@ -116,7 +117,7 @@ def _trainer(config: PipelineConfig, machine: Machine, folder: Path, micro_batch
     return Trainer(
         model=model,
         optimizer=make_optimizer(model, train.optimizer),
-        batches=_batches(config.model, train),
+        batches=random_batches(config.model, train),
         evaluate=SplitEvaluator(model, stream, replace(train, eval_tokens=1), machine),
         metrics=metrics,
         checkpoints=Checkpointer(folder / "checkpoints", 1),
@@ -129,7 +130,8 @@ def _trainer(config: PipelineConfig, machine: Machine, folder: Path, micro_batch
     )
 
 
-def _batches(model: ModelConfig, train: TrainConfig) -> Batches:
+def random_batches(model: ModelConfig, train: TrainConfig) -> Batches:
+    """Batches of these settings from an endless stream of random tokens."""
     return Batches(
         RandomTokens(_ENDLESS, model.vocab_size),
         context_length=model.context_length,
@@ -145,7 +147,7 @@ def _step(trainer: Trainer, state: TrainState, steps: int, micro_batches: int) -
     if micro_batches <= _MICRO_BATCHES:
         return measured
     trainer.config = replace(trainer.config, batch_size=trainer.config.micro_batch_size)
-    trainer.batches = _batches(trainer.model.config, trainer.config)
+    trainer.batches = random_batches(trainer.model.config, trainer.config)
     of_one = _median(lambda: trainer.advance(state), steps)
     another = min(measured, max(measured - of_one, measured / 4))
     return measured + (micro_batches - _MICRO_BATCHES) * another

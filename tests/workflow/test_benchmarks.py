@@ -40,3 +40,34 @@ def test_curves_of_all_choices_are_compared(tmp_path: Path) -> None:
     found = json.loads((tmp_path / "found.json").read_text())
     assert {len(curve["1"]) for curve in found["curves"].values()} == {21}
     assert all(losses[0] < 10.8 for losses in found["last_validation_loss"].values())
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_the_gpus_figures_are_written_row_by_row_and_what_is_missing_is_named(tmp_path: Path) -> None:
+    out = tmp_path / "gpu.json"
+    whole = ["benchmarks.gpu", "--device", "cpu", "--tiny", "--out", out]
+    run(*whole, "--minutes", 10)
+    found = json.loads(out.read_text())
+    unmeasured = {row["row"] for row in found["not_measured"]}
+    assert unmeasured <= {"attention, cudnn_attention", "attention, efficient_attention"}  # a processor has none
+    steps = [row for row in found["rows"] if row["group"] in ("124m", "355m", "774m")]
+    assert {(row["group"], row["optimizer"], row["compiled"]) for row in steps} >= {
+        ("124m", "adamw", False),
+        ("124m", "adamw", True),
+        ("355m", "muon", False),
+        ("774m", "muon", False),
+    }
+    for row in steps:
+        assert row["tokens_per_second"]["least"] <= row["tokens_per_second"]["median"]
+        assert row["mfu_of_measured_peak"] > 0
+    heads = [row["loss"] for row in found["rows"] if row["row"].startswith("head")]
+    assert heads[0] == pytest.approx(heads[1], abs=1e-2)
+    writing = {row["row"]: row for row in found["rows"] if row["group"] == "writing"}
+    assert writing["batch 8, greedy"]["same_tokens"]
+    assert {row["group"] for row in found["rows"]} == {"machine", "124m", "writing", "race", "355m", "774m"}
+    run(*whole, "--only", "machine,355m", "--minutes", 0.09)  # no time for anything
+    later = json.loads(out.read_text())
+    assert {row["group"] for row in later["rows"]} == {"124m", "writing", "race", "774m"}
+    assert {row["row"] for row in later["not_measured"]} >= {"all of machine", "all of 355m"}
+    assert later["machine"] == found["machine"]
