@@ -85,7 +85,8 @@ class TrainConfig:
     optimizer: OptimizerConfig = OptimizerConfig()
     """Optimizer and learning-rate schedule."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Of the matrix products. auto measures float32 against bfloat16 autocast once and records its choice."""
+    """Of the matrix products; float32 is TF32 on a GPU. auto measures it against bfloat16 autocast once and records its
+    choice."""
     compile: bool = False
     """Compile the model with torch.compile; seldom worth its time on a processor."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
