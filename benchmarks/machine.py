@@ -10,7 +10,7 @@ from typing import Any
 
 from gptmodel.store.provenance import provenance
 
-_KEPT = ("cpu", "cpu_flags", "cpus", "python", "git_commit", "git_dirty")
+_KEPT = ("cpu", "cpu_flags", "cpus", "python", "git_commit", "git_dirty", "code_digest")
 
 
 def machine(*packages: str, threads: int = 0) -> dict[str, Any]:
