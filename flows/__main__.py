@@ -27,6 +27,7 @@ from flows.commands.doctor import doctor
 from flows.commands.export import export
 from flows.commands.learn import loss, model_options, next_, sampling_options, the_model, tokens
 from flows.commands.lineage import lineage
+from flows.commands.options import json_option, standard_input
 from flows.commands.overlap import overlap
 from flows.commands.pictures import pictures
 from flows.commands.plan import plan
@@ -117,7 +118,7 @@ def evaluate(
     "--allow-private-addresses", is_flag=True, help="Let an address lie on this machine or a private network."
 )
 @click.option("--wait", is_flag=True, help="Wait for another run of the same, instead of refusing.")
-@click.option("--json", "as_json", is_flag=True, help="Print the result as one JSON object.")
+@json_option
 def import_(source: str, as_json: bool, **parameters: Any) -> None:
     """Import GPT-2 weights from SOURCE, every tensor accounted for, with a certificate.
 
@@ -130,7 +131,7 @@ def import_(source: str, as_json: bool, **parameters: Any) -> None:
 
 
 @cli.command()
-@click.option("--json", "as_json", is_flag=True, help="Print the result as one JSON object.")
+@json_option
 def sync(as_json: bool) -> None:
     """Send to MLflow what it missed while it was out of reach: each step, picture and model once."""
     from flows.commands.terminal import sync as send
@@ -150,14 +151,14 @@ def sync(as_json: bool) -> None:
 )
 @click.option("--seed", type=int, help="The same seed gives the same text.")
 @click.option("--precision", type=click.Choice(["float32", "bfloat16"]), help="bfloat16 is faster, and rounds.")
-@click.option("--json", "as_json", is_flag=True, help="Print the result as one JSON object.")
+@json_option
 def generate(prompt: tuple[str, ...], model: str, untrained: str, samples: int, as_json: bool, **decoding: Any) -> None:
     """Let a model go on from each PROMPT (or from standard input), token by token; several are written together."""
     from gptmodel.config import DecodingConfig
     from gptmodel.settings import parse_config
 
     settings = parse_config({k: v for k, v in decoding.items() if v is not None}, DecodingConfig)
-    prompts = list(prompt) or [sys.stdin.read()]
+    prompts = list(prompt) or [standard_input()]
     from flows.commands.terminal import write
 
     write([text for text in prompts for _ in range(samples)], *the_model(model, untrained), settings, as_json=as_json)

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Literal
 
 from gptmodel.errors import GptflowError, first_line
+from gptmodel.words import size
 
 _PYTHON = (3, 11)
 _ROOM = 5e9  # bytes: the quickstart needs under one, a GPT-2 124M eight
@@ -114,7 +115,7 @@ def _store(store: Path) -> Finding:
         return Finding("store", "bad", f"{place} is not writable", "export GPTFLOW_STORE=/a/folder/of/yours")
     found = os.statvfs(place)
     free = found.f_bavail * found.f_frsize
-    said = f"{store.absolute()}, {free / 1e9:,.1f} GB free"
+    said = f"{store.absolute()}, {size(free)} free"
     if free < _ROOM:
         return Finding("store", "warn", said, "gptflow store gc, or set GPTFLOW_STORE to a larger disk")
     return Finding("store", "ok", said)
@@ -145,7 +146,7 @@ def _memory() -> Finding:
     import psutil
 
     free, whole = psutil.virtual_memory().available, psutil.virtual_memory().total
-    said = f"{free / 1e9:,.1f} of {whole / 1e9:,.1f} GB to be had"
+    said = f"{size(free)} of {size(whole)} to be had"
     if free < _MEMORY:
         return Finding("memory", "warn", said, "close other programs, or lower train.micro_batch_size")
     return Finding("memory", "ok", said)
@@ -183,7 +184,7 @@ def _gpu() -> Finding:
     found = []
     for index in range(torch.cuda.device_count()):
         free, whole = torch.cuda.mem_get_info(index)
-        found.append(f"{torch.cuda.get_device_name(index)}, {free / 1e9:,.1f} of {whole / 1e9:,.1f} GB free")
+        found.append(f"{torch.cuda.get_device_name(index)}, {size(free)} of {size(whole)} free")
     return Finding("GPU", "ok", "; ".join(found))
 
 

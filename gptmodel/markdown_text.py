@@ -53,9 +53,3 @@ def short(count: int) -> str:
         if count >= size:
             return f"{count / size:.1f} {unit}"
     return str(count)
-
-
-def duration(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s" if minutes else f"{seconds:.1f} s"

@@ -18,12 +18,13 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any, Protocol
 
+from gptmodel.words import size
+
 log = logging.getLogger(__name__)
 Progress = Callable[[int, int, str], None]
 """Called with what is done, the total (0 is unknown) and their unit. A `Meter` is one."""
 LINE_SECONDS = 15.0
 _RATE_AFTER = 1.0  # seconds: before that a rate says nothing
-_UNITS = ("B", "kB", "MB", "GB", "TB")
 
 
 class Meter:
@@ -91,7 +92,7 @@ class Meter:
         return max(0, self.total - self.done) / rate if self.total and rate > 0 else None
 
     def words(self) -> str:
-        """Such as `1.2 of 2.7 GB · 31 MB/s · 0:49 left`, as far as it is known."""
+        """Such as `1.20 of 2.71 GB · 31.4 MB/s · 0:49 left`, as far as it is known."""
         parts = [self._amount()] if self.done or self.total else []
         if self.unit == "bytes" and (rate := self.per_second) > 0:
             parts.append(f"{size(rate)}/s")
@@ -243,16 +244,6 @@ class Lines(Looking):
         self._told = {id(meter): (meter.done, meter.note) for meter in silent}
         for meter in moved or (silent[-1:] if len(silent) == len(meters) else []):
             self._say(meter.line())
-
-
-def size(n_bytes: float) -> str:
-    """Such as `31 MB`, `1.2 GB`; decimal units."""
-    value, unit = float(n_bytes), _UNITS[0]
-    for unit in _UNITS:
-        if value < 1_000 or unit == _UNITS[-1]:
-            break
-        value /= 1_000
-    return f"{value:.1f} {unit}" if unit != "B" and value < 10 else f"{value:,.0f} {unit}"
 
 
 def clock(seconds: float) -> str:

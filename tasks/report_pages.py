@@ -45,7 +45,7 @@ def _links(store: Store, model: Artifact, evaluation: Artifact) -> str:
 
 
 def _addresses(run_id: str, evaluation: Artifact) -> str:
-    from tasks.tracking.recording import evaluation_tag
+    from tasks.tracking.judgements import evaluation_tag
     from tasks.tracking.reporting import report_place, surprisal_place
     from tasks.tracking.runs import client
 

@@ -8,6 +8,8 @@ from typing import Any
 
 import click
 
+from flows.commands.options import json_option
+
 
 @click.command("benchmark")
 @click.option("--tasks", default="speeches", show_default=True, metavar="NAME,...", help="Tasks, groups or patterns.")
@@ -25,7 +27,7 @@ import click
 @click.option("--seed", type=int, default=0, show_default=True, help="Seed of what is sampled.")
 @click.option("--batch-size", type=int, default=8, show_default=True, help="Requests answered at once.")
 @click.option("--wait", is_flag=True, help="Wait for another run of the same, instead of refusing.")
-@click.option("--json", "as_json", is_flag=True, help="Print the result as one JSON object.")
+@json_option
 def benchmark(tasks: str, include_path: Path | None, as_json: bool, wait: bool, model: str, **asked: Any) -> None:
     """Judge a model by standard tasks: HellaSwag, LAMBADA, WikiText, and all else in EleutherAI's harness.
 

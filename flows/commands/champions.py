@@ -7,17 +7,18 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from flows.commands.options import json_option
+
 if TYPE_CHECKING:
     from gptmodel.retraining.ledger import Entry, Ledger
     from gptmodel.store.artifacts import Store
 
 _REASON = click.option("--reason", default="", help="Why; it is asked for, and stands in the ledger.")
-_JSON = click.option("--json", "as_json", is_flag=True, help="Print the result as one JSON object.")
 
 
 @click.command()
 @click.argument("name", required=False, default="")
-@_JSON
+@json_option
 def champions(name: str, as_json: bool) -> None:
     """Show who is champion, previous and challenger of NAME, and every decision that led there; left out, of all names.
 
@@ -61,7 +62,7 @@ def champions(name: str, as_json: bool) -> None:
 @click.argument("model")
 @click.option("--name", default="", help="The registered name, where MODEL does not say it.")
 @_REASON
-@_JSON
+@json_option
 def promote(model: str, name: str, reason: str, as_json: bool) -> None:
     """Make MODEL the champion of its name, whatever the gate said.
 
@@ -77,7 +78,7 @@ def promote(model: str, name: str, reason: str, as_json: bool) -> None:
 @click.command()
 @click.argument("name")
 @_REASON
-@_JSON
+@json_option
 def rollback(name: str, reason: str, as_json: bool) -> None:
     """Put the previous champion of NAME back in its place; done again, the one before that."""
     from gptmodel.store.artifacts import open_store

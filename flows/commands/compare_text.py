@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import re
-import time
 from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
@@ -20,6 +19,7 @@ from gptmodel.reproduction.chain import Plan
 from gptmodel.reproduction.comparing import Comparison
 from gptmodel.reproduction.sides import Side
 from gptmodel.reproduction.verdicts import NodeVerdict, Verdict
+from gptmodel.words import duration, size
 
 LISTED = 10
 _VALUE_CHARS = 40
@@ -33,14 +33,9 @@ def show_cost(plan: Plan) -> None:
     kinds = ", ".join(node.name for node in plan.nodes)
     steps = f" ({plan.wishes.steps:,} of {plan.all_steps:,} steps)" if plan.wishes.steps else ""
     console.print(f"to be made again: {kinds}{steps}")
-    console.print(f"it took {duration(plan.seconds)} then, and needs about {plan.bytes / 1e6:,.0f} MB on disk")
+    console.print(f"it took {duration(plan.seconds)} then, and needs about {size(plan.bytes)} on disk")
     for note in plan.notes:
         console.print(f"note: {escape(note)}")
-
-
-def duration(seconds: float) -> str:
-    """Such as `1:02:03`, or `12 s` below a minute."""
-    return f"{seconds:.0f} s" if seconds < 60 else time.strftime("%H:%M:%S", time.gmtime(seconds)).removeprefix("00:")
 
 
 def show_verdict(verdict: Verdict, kept: Path | None) -> None:

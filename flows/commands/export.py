@@ -7,6 +7,8 @@ from pathlib import Path
 
 import click
 
+from flows.commands.options import json_option
+
 
 @click.command("export")
 @click.argument("model", required=False, default="")
@@ -14,7 +16,7 @@ import click
     "--to", "target", type=click.Path(path_type=Path), required=True, help="hf: a new directory; gguf: a file."
 )
 @click.option("--format", "layout", type=click.Choice(["hf", "gguf"]), default="hf", show_default=True)
-@click.option("--json", "as_json", is_flag=True, help="Print the result as one JSON object.")
+@json_option
 def export(model: str, target: Path, layout: str, as_json: bool) -> None:
     """Write MODEL (a checkpoint, weights, run id or registered version; left out, the newest checkpoint) for others.
 

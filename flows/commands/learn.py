@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import sys
 from collections.abc import Callable
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
@@ -15,6 +14,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from flows.commands.options import json_option, standard_input
 from gptmodel.errors import ConfigError
 from gptmodel.presets import PRESETS
 
@@ -87,7 +87,7 @@ def the_model(model: str, untrained: str) -> tuple[str, GPT]:
 @click.command()
 @click.argument("text", required=False, default="-")
 @click.option("--ids", default="", metavar="'ID ID …'", help="The other way round: the text that these tokens spell.")
-@click.option("--json", "as_json", is_flag=True, help="Print the result as one JSON object.")
+@json_option
 def tokens(text: str, ids: str, as_json: bool) -> None:
     """Cut TEXT (or standard input: -) into GPT-2's tokens, each with its id. Spaces are shown as ␣."""
     from gptmodel.judging.pieces import label_of
@@ -113,7 +113,7 @@ def tokens(text: str, ids: str, as_json: bool) -> None:
 @model_options
 @sampling_options
 @click.option("--show", type=click.IntRange(min=1), default=5, show_default=True, help="How many tokens.")
-@click.option("--json", "as_json", is_flag=True, help="Print the result as one JSON object.")
+@json_option
 def next_(text: str, model: str, untrained: str, show: int, as_json: bool, **sampling: Any) -> None:
     """What could come after TEXT (or standard input: -): the likeliest tokens, with logit and probability.
 
@@ -126,8 +126,9 @@ def next_(text: str, model: str, untrained: str, show: int, as_json: bool, **sam
 
     asked = {name: value for name, value in sampling.items() if value is not None}
     decoding = parse_config(asked, DecodingConfig)
+    said = _read(text)
     label, gpt = the_model(model, untrained)
-    found, kept = next_choices(gpt, _read(text), decoding)
+    found, kept = next_choices(gpt, said, decoding)
     if as_json:
         rows = [{**asdict(choice), "text": label_of(choice.token)} for choice in found[:show]]
         click.echo(json.dumps({"model": label, "of": len(found), "may_be_drawn": kept, "choices": rows}))
@@ -148,7 +149,7 @@ def next_(text: str, model: str, untrained: str, show: int, as_json: bool, **sam
 @click.command()
 @click.argument("text", nargs=-1)
 @model_options
-@click.option("--json", "as_json", is_flag=True, help="Print the result as one JSON object.")
+@json_option
 def loss(text: tuple[str, ...], model: str, untrained: str, as_json: bool) -> None:
     """How wrong a model is on each TEXT (or on standard input), token by token, and on all of them together.
 
@@ -158,8 +159,9 @@ def loss(text: tuple[str, ...], model: str, untrained: str, as_json: bool) -> No
     from gptmodel.judging.by_hand import loss_of
     from gptmodel.judging.pieces import label_of
 
+    texts = list(text) or [_read("-")]
     label, gpt = the_model(model, untrained)
-    found = loss_of(gpt, list(text) or [_read("-")])
+    found = loss_of(gpt, texts)
     figures = {"mean_log_probability": found.mean_log_probability, "loss": found.loss, "perplexity": found.perplexity}
     if as_json:
         told = [[{**asdict(each), "probability": each.probability} for each in row] for row in found.predictions]
@@ -187,7 +189,7 @@ def _read(text: str) -> str:
     """The argument, or standard input for `-`, without the line end that a shell puts behind a line."""
     if text != "-":
         return text
-    return sys.stdin.buffer.read().decode("utf-8", "surrogateescape").removesuffix("\n")
+    return standard_input().removesuffix("\n")
 
 
 def _parsed(ids: str) -> list[int]:

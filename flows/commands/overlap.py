@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-import sys
 from typing import Any
 
 import click
 
+from flows.commands.options import check_option, json_option, list_option, standard_input
 from gptmodel.errors import ConfigError
 
 Report = dict[str, Any]
@@ -20,15 +20,9 @@ Report = dict[str, Any]
 @click.option(
     "--at-least", type=click.IntRange(min=1), default=30, show_default=True, help="Characters of a passage to be told."
 )
-@click.option("--check/--no-check", default=None, help="Hash the data first; left out, only what is below 1 GB.")
-@click.option(
-    "--limit",
-    type=click.IntRange(min=0),
-    default=10,
-    show_default=True,
-    help="Passages, and documents of each, that are listed; 0 lists all.",
-)
-@click.option("--json", "as_json", is_flag=True, help="Print the result as one JSON object.")
+@check_option
+@list_option(10, "Passages, and documents of each, that are")
+@json_option
 def overlap(
     text: str | None, model: str, shards: str, at_least: int, check: bool | None, limit: int, as_json: bool
 ) -> None:
@@ -43,10 +37,10 @@ def overlap(
     from gptmodel.store.artifacts import open_store
     from tasks.trainings import find_training
 
+    written = standard_input() if text is None else text
     store = open_store()
     training = None if shards else find_training(store, model)
     searched = store.resolve(shards, "shards") if training is None else training.shards
-    written = _standard_input() if text is None else text
     report = origin_report(store, searched, written, at_least, limit=limit, check=check)
     report = {"model": training.label if training else "", **report}
     if as_json:
@@ -56,13 +50,6 @@ def overlap(
         if training is not None and training.init is not None:
             first = f"{training.init.kind}/{training.init.fingerprint[:16]}"
             click.echo(f"\nNote: it began with the weights of {first}, and what those saw was not searched")
-
-
-def _standard_input() -> str:
-    try:
-        return sys.stdin.buffer.read().decode()
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"standard input is not UTF-8 at byte {error.start:,}; convert it first") from None
 
 
 def _show(report: Report) -> None:

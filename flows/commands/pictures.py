@@ -7,6 +7,8 @@ from pathlib import Path
 
 import click
 
+from flows.commands.options import json_option
+
 
 @click.command()
 @click.argument("model", required=False, default="")
@@ -17,7 +19,7 @@ import click
     show_default=True,
     help="The folder that they go into.",
 )
-@click.option("--json", "as_json", is_flag=True, help="Print the result as one JSON object.")
+@json_option
 def pictures(model: str, out: Path, as_json: bool) -> None:
     """Draw MODEL: loss, learning rate, throughput, calibration, its text, its lineage and a surprisal map.
 

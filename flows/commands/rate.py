@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from flows.commands.options import json_option
 from gptmodel.errors import ConfigError, DataError, TrackingError
 
 if TYPE_CHECKING:
     from gptmodel.store.artifacts import Artifact, Store
 
 _round = click.argument("name", metavar="[ROUND]", required=False, default="")
-_json = click.option("--json", "as_json", is_flag=True, help="Print the result as one JSON object.")
 
 
 @click.group()
@@ -41,7 +41,7 @@ def rate() -> None:
 @click.option("--queue/--no-queue", default=True, help="Make queues in MLflow's Review page.")
 @click.option("--pairs/--no-pairs", default=True, help="With two or more models, ask which of two texts is better.")
 @click.option("--wait", is_flag=True, help="Wait for another run of the same, instead of refusing.")
-@_json
+@json_option
 def start(
     models: tuple[str, ...], sets: tuple[str, ...], raters: tuple[str, ...], as_json: bool, wait: bool, **options: Any
 ) -> None:
@@ -160,7 +160,7 @@ def import_(sheets: tuple[Path, ...], name: str) -> None:
 
 @rate.command()
 @_round
-@_json
+@json_option
 def status(name: str, as_json: bool) -> None:
     """How far a round is, rater by rater. Names are shown here and nowhere else."""
     from gptmodel.rating.journal import Journal
@@ -194,7 +194,7 @@ def status(name: str, as_json: bool) -> None:
 @_round
 @click.option("--require", "wanted", multiple=True, metavar="C>=X", help="As coherence>=3.0, or coherence.low>=3.0.")
 @click.option("--model", default="", help="Which model the requirements are for; left out, the round's first.")
-@_json
+@json_option
 def results(name: str, wanted: tuple[str, ...], model: str, as_json: bool) -> None:
     """Figures of what is rated so far, kept in the store and in MLflow. Exit code 1 if a requirement is not met.
 
@@ -225,7 +225,7 @@ def results(name: str, wanted: tuple[str, ...], model: str, as_json: bool) -> No
 @click.option("--require", "wanted", multiple=True, metavar="C>=X", help="As coherence>=3.0, or coherence.low>=3.0.")
 @click.option("--raters", type=int, default=2, show_default=True, help="Raters who read; with fewer it does not pass.")
 @click.option("--ratings", type=int, default=10, show_default=True, help="Ratings of its texts; likewise.")
-@_json
+@json_option
 def gate(model: str, rival: str, wanted: tuple[str, ...], raters: int, ratings: int, as_json: bool) -> None:
     """Whether people's newest ratings of MODEL let it pass. Exit code 1 if it fails, or too few have rated."""
     from gptmodel.rating.gate import PeopleGate, decide

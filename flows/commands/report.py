@@ -6,6 +6,8 @@ from pathlib import Path
 
 import click
 
+from flows.commands.options import page_option
+
 
 @click.command()
 @click.argument("model", required=False, default="")
@@ -13,13 +15,7 @@ import click
     "--evaluation", default="", help="The evaluation to report; left out, the newest of the validation split."
 )
 @click.option("--champion", default="", help="A model to compare with; left out, the registered model's @champion.")
-@click.option(
-    "--out",
-    type=click.Path(path_type=Path, dir_okay=False),
-    default="report.html",
-    show_default=True,
-    help="Where the page goes.",
-)
+@page_option("report.html")
 @click.option("--local", is_flag=True, help="Do not ask MLflow for names, versions and the champion.")
 def report(model: str, evaluation: str, champion: str, out: Path, local: bool) -> None:
     """Write a page on MODEL: figures with intervals, curve, sources, documents, samples, surprisal, ratings, lineage.

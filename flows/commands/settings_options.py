@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from flows.commands.options import json_option
 from gptmodel.presets import PRESETS
 
 Command = Callable[..., Any]
@@ -26,7 +27,7 @@ def layer_options(command: Command) -> Command:
 
 def settings_options(command: Command) -> Command:
     """These with --wait and --json, for the commands that run flows."""
-    command = click.option("--json", "as_json", is_flag=True, help="Print the result as one JSON object.")(command)
+    command = json_option(command)
     wait = click.option("--wait", is_flag=True, help="Wait for another run of the same, instead of refusing.")
     return layer_options(wait(command))
 

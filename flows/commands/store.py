@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from flows.commands.terminal import size
+from flows.commands.options import json_option
+from gptmodel.words import size
 
 if TYPE_CHECKING:
     from gptmodel.store.artifacts import Artifact, Store
@@ -25,7 +26,7 @@ def store() -> None:
 
 @store.command()
 @click.option("--mlflow/--no-mlflow", default=True, help="Ask MLflow which models are registered.")
-@click.option("--json", "as_json", is_flag=True, help="Print the result as one JSON object.")
+@json_option
 def ls(mlflow: bool, as_json: bool) -> None:
     """List the artifacts: what each is, its size, when it was last used, and what keeps it."""
     from gptmodel.store.artifacts import open_store
@@ -44,7 +45,7 @@ def ls(mlflow: bool, as_json: bool) -> None:
 
 
 @store.command()
-@click.option("--json", "as_json", is_flag=True, help="Print the result as one JSON object.")
+@json_option
 def du(as_json: bool) -> None:
     """Say where the bytes are: by kind, half built, fetched, logged. Shared: that several models were made from."""
     from gptmodel.store.artifacts import open_store
@@ -129,7 +130,7 @@ def unpin(name: str) -> None:
 @click.option("--keep-newest", type=click.IntRange(min=0), default=1, show_default=True, help="Keep so many models.")
 @click.option("--pins-only", is_flag=True, help="Do not ask MLflow: registered models are not kept then.")
 @click.option("--yes", is_flag=True, help="Delete without asking.")
-@click.option("--json", "as_json", is_flag=True, help="Print the result as one JSON object.")
+@json_option
 def gc(keep_days: float, keep_newest: int, pins_only: bool, yes: bool, as_json: bool) -> None:
     """Show what nobody wants any more, and delete it after a yes.
 

@@ -3,23 +3,18 @@
 from __future__ import annotations
 
 import json
-import sys
 from dataclasses import asdict
 from pathlib import Path
 
 import click
 
+from flows.commands.options import page_option, standard_input
+
 
 @click.command()
 @click.argument("text", required=False, default="-")
 @click.option("--model", default="", help="Checkpoint, weights, run id or registered version; left out, the newest.")
-@click.option(
-    "--out",
-    type=click.Path(path_type=Path, dir_okay=False),
-    default="surprisal.html",
-    show_default=True,
-    help="Where the page goes.",
-)
+@page_option("surprisal.html")
 @click.option(
     "--max-tokens",
     type=click.IntRange(min=0),
@@ -42,7 +37,7 @@ def surprise(text: str, model: str, out: Path, max_tokens: int, as_json: bool) -
     from gptmodel.weights import load_model
     from tasks.tracking.naming import find_artifact
 
-    said = sys.stdin.buffer.read().decode("utf-8", "surrogateescape") if text == "-" else text
+    said = standard_input() if text == "-" else text
     store = open_store()
     artifact = find_model(store, str(find_artifact(store, model).path) if model else "")
     passage = read_text(load_model(artifact).to(pick_device("auto")), said, max_tokens=max_tokens)

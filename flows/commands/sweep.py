@@ -8,6 +8,8 @@ from typing import Any
 
 import click
 
+from flows.commands.options import json_option
+
 
 @click.command()
 @click.option("--preset", default="ladder", show_default=True, help="What the models share.")
@@ -22,7 +24,7 @@ import click
 )
 @click.option("--plots", type=click.Path(path_type=Path), help="Draw the curves into this folder.")
 @click.option("--wait", is_flag=True, help="Wait for another run of the same, instead of refusing.")
-@click.option("--json", "as_json", is_flag=True, help="Print the result as one JSON object.")
+@json_option
 def sweep(
     preset: str,
     file: Path | None,

@@ -189,11 +189,3 @@ def _write_several(prompts: list[str], pieces: Iterator[tuple[int, str]]) -> Non
                 texts[index] += piece
                 live.update(shown())
     console.print(shown())
-
-
-def size(n_bytes: int) -> str:
-    """Bytes as people read them: decimal units."""
-    for unit, one in (("GB", 1e9), ("MB", 1e6)):
-        if n_bytes >= one:
-            return f"{n_bytes / one:,.2f} {unit}"
-    return f"{n_bytes / 1e3:,.1f} kB"

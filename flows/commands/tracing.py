@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from flows.commands.options import check_option, json_option, list_option
 from gptmodel.errors import ConfigError
 
 Report = dict[str, Any]
@@ -21,9 +22,9 @@ Report = dict[str, Any]
 @click.option("--step", type=int, help="The documents of this step, row by row; steps count from 1.")
 @click.option("--ignore-case", is_flag=True, help="With --containing: large and small letters are the same.")
 @click.option("--through-init", is_flag=True, help="Also the trainings that its first weights come from.")
-@click.option("--check/--no-check", default=None, help="Hash the data first; left out, only what is below 1 GB.")
-@click.option("--limit", type=click.IntRange(min=0), default=20, show_default=True, help="Rows listed; 0 lists all.")
-@click.option("--json", "as_json", is_flag=True, help="Print the result as one JSON object.")
+@check_option
+@list_option(20, "Rows")
+@json_option
 def trace(
     model: str,
     document: str,

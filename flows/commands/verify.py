@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 
 import click
 
-from flows.commands.terminal import size
+from flows.commands.options import json_option
 from gptmodel.progress import progress
+from gptmodel.words import size
 
 if TYPE_CHECKING:
     from gptmodel.errors import TrackingError
@@ -32,7 +33,7 @@ _NOTHING = "nothing to compare"
     help="Compare with MLflow; required fails if it cannot be asked.",
 )
 @click.option("--threads", type=click.IntRange(min=0), default=0, help="Left out, one for each processor.")
-@click.option("--json", "as_json", is_flag=True, help="Print the result as one JSON object.")
+@json_option
 def verify(name: str, everything: bool, sources: bool, mlflow: str, threads: int, as_json: bool) -> None:
     """Hash again all that NAME was made from, and name the first file that differs.
 

@@ -24,6 +24,7 @@ from gptmodel.config import GPT2_VOCAB_SIZE
 from gptmodel.errors import first_line
 from gptmodel.model import GPT
 from gptmodel.tokenizer import gpt2
+from gptmodel.words import size
 
 log = logging.getLogger(__name__)
 PROMPTS = ("Every effort moves you", "The capital of France is")
@@ -79,7 +80,7 @@ def compare_with_transformers(model: GPT) -> dict[str, Any]:
         return _not_compared("transformers is not installed")
     needed = 2.2 * 4 * model.num_parameters()  # their copy, and the file that it is read from
     if psutil.virtual_memory().available < needed:
-        return _not_compared(f"it would take {needed / 1e9:.0f} GB of memory")
+        return _not_compared(f"it would take {size(needed)} of memory")
     try:
         version, worst = _distance(model)
     except Exception as error:  # another library's business is no reason to fail an import

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from gptmodel.arithmetic import rule_of_six
-from gptmodel.markdown_text import code, counted, duration, fenced
+from gptmodel.markdown_text import code, counted, fenced
 from gptmodel.pages.card_facts import Facts
 from gptmodel.store.artifacts import Artifact
+from gptmodel.words import duration, size
 
 NAMED_FILES = 5
 
@@ -19,7 +20,7 @@ def cost(facts: Facts) -> str:
     return (
         f"{duration(summary['seconds'])} in training steps, on {code(machine.get('device', '?'))} "
         f"({code(machine.get('name', '?'))}, {counted(int(machine.get('threads', 1)), 'thread')} a process); "
-        f"{summary['tokens_per_second']:,.0f} tokens a second, and at most {summary['peak_memory_bytes'] / 1e9:.2f} GB "
+        f"{summary['tokens_per_second']:,.0f} tokens a second, and at most {size(summary['peak_memory_bytes'])} "
         f"of memory for its first process. About {flops:.2e} FLOP, as 6ND with N = {facts.n_params:,} parameters, "
         f"embeddings too, and D = {n_tokens:,} tokens (Kaplan et al. 2020, arXiv:2001.08361)."
     )

@@ -10,6 +10,7 @@ from html import escape
 
 from gptmodel.judging.surprisal import passages_of
 from gptmodel.pages import report_sections as sections
+from gptmodel.pages import report_texts as texts
 from gptmodel.pages.frame import html_page
 from gptmodel.pages.line_chart import CHART_STYLE
 from gptmodel.pages.report_facts import ReportFacts
@@ -46,8 +47,8 @@ def report_page(facts: ReportFacts) -> str:
         "By source": sections.sources(facts),
         "Documents": sections.documents(facts),
         "Calibration": sections.calibration(facts),
-        "Samples": sections.samples(facts),
-        "People's ratings": sections.ratings(facts),
+        "Samples": texts.samples(facts),
+        "People's ratings": texts.ratings(facts),
         "Surprisal": map_section(passages) if passages else "",
         "Lineage": sections.lineage(facts),
     }

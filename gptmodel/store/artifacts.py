@@ -14,7 +14,6 @@ import re
 import shutil
 import time
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,7 @@ from typing import Any
 from gptmodel.errors import ArtifactError
 from gptmodel.progress import progress
 from gptmodel.store.artifact import Artifact, load_artifact
+from gptmodel.store.directories import has_manifest, is_artifact, is_link, is_scratch, shown
 from gptmodel.store.files import fsync_path, sha256_file, write_atomic
 from gptmodel.store.locks import exclusive
 from gptmodel.store.manifests import (
@@ -53,8 +53,6 @@ __all__ = [
     "canonical",
     "find_model",
     "fsync_path",
-    "has_manifest",
-    "is_link",
     "load_artifact",
     "open_store",
     "sha256_file",
@@ -137,12 +135,11 @@ class Store:
                 return self._publish(request, building, summary, {**started, **seal()}, hold.check), False
 
     def _reused(self, request: Request) -> Artifact | None:
-        """The answer that is there, marked as used now: what is in use is not swept away as old."""
+        """The answer that is there, marked as used now."""
         with no_collection(self.root):
             found = self.find(request)
             if found is not None:
-                with suppress(OSError):  # a store that is read-only
-                    os.utime(found.path)
+                found.mark_used()
             return found
 
     def _publish(
@@ -154,7 +151,7 @@ class Store:
         guard: Callable[[], None],
     ) -> Artifact:
         guard()
-        paths = sorted(p for p in building.rglob("*") if p.is_file() and not _is_scratch(p.relative_to(building)))
+        paths = sorted(p for p in building.rglob("*") if p.is_file() and not is_scratch(p.relative_to(building)))
         if not paths:
             raise ArtifactError(f"{request.kind}: the step made no file")
         sizes = [p.lstat().st_size for p in paths]
@@ -189,8 +186,8 @@ class Store:
 
     def entries(self, kind: str = "", start: str = "") -> list[Path]:
         """All that lies where artifacts lie, whole or not. Arguments and errors as in `directories`."""
-        kinds = [self.root / kind] if kind else _shown(self.root)
-        return sorted(path for folder in kinds for path in _shown(folder) if path.name.startswith(start))
+        kinds = [self.root / kind] if kind else shown(self.root)
+        return sorted(path for folder in kinds for path in shown(folder) if path.name.startswith(start))
 
     def artifacts(self) -> Iterator[Artifact]:
         """All artifacts, by kind and name; ArtifactError at one that is damaged."""
@@ -199,7 +196,7 @@ class Store:
 
     def locate(self, name: str, kind: str = "") -> Path:
         """Where the artifact lies that a person means, without a look at it; names as in `resolve`."""
-        if _is_artifact(name):
+        if is_artifact(name):
             return Path(os.path.abspath(name))  # noqa: PTH100 - `..` and `.` get their names, and links keep theirs
         part = name.removeprefix(f"{kind}/").rsplit("/", 1)
         kinds, stem = (part[0], part[1]) if len(part) == 2 else (kind or "*", part[0])
@@ -254,44 +251,6 @@ def find_model(store: Store, name: str = "") -> Artifact:
     if not checkpoints:
         raise ArtifactError(f"no checkpoint in {store.root}; train one with `gptflow run`, or name a model")
     return max(checkpoints, key=lambda a: str(a.provenance.get("finished", "")))
-
-
-def has_manifest(directory: Path) -> bool:
-    """Whether a manifest lies there; also where that cannot be told, so that nobody takes what is closed for gone."""
-    try:
-        (directory / MANIFEST).lstat()
-    except (FileNotFoundError, NotADirectoryError):
-        return False
-    except OSError:
-        return True
-    return True
-
-
-def _is_artifact(name: str) -> bool:
-    """Whether a name is the path of an artifact's directory, be it one that is closed to us."""
-    return os.path.isdir(name) and has_manifest(Path(name))  # noqa: PTH112 - a name may be too long for a path
-
-
-def is_link(path: Path) -> bool:
-    """Whether a link lies there; False too where that cannot be told: whoever opens it meets the reason."""
-    return os.path.islink(path)  # noqa: PTH114 - Path's own raises in a folder that is closed to us
-
-
-def _shown(folder: Path) -> list[Path]:
-    """What is not hidden in a folder; nothing if it is none. ArtifactError if it cannot be listed."""
-    try:
-        with os.scandir(folder) as entries:
-            return [folder / entry.name for entry in entries if not entry.name.startswith(".")]
-    except (FileNotFoundError, NotADirectoryError):
-        return []
-    except OSError as error:
-        raise ArtifactError(
-            f"{folder} cannot be listed ({error.strerror}), so nobody can tell what it holds; give this user the right"
-        ) from None
-
-
-def _is_scratch(relative: Path) -> bool:
-    return relative.parts[0] == SCRATCH or relative.name == MANIFEST or relative.name.endswith(".tmp")
 
 
 def _manifest_text(artifact: Artifact, building: Path) -> str:

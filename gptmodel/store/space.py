@@ -17,6 +17,7 @@ from pathlib import Path
 from gptmodel.arithmetic import count_parameters
 from gptmodel.config import ModelConfig, TrainConfig
 from gptmodel.errors import GptflowError, StorageError
+from gptmodel.words import size
 
 _FULL = {errno.ENOSPC, errno.EDQUOT}
 _CLOSED = {errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR}
@@ -69,8 +70,8 @@ def require(needed: int, where: Path, what: str) -> None:
     free = found.f_bavail * found.f_frsize
     if needed > free:
         raise StorageError(
-            f"not enough disk space for {what}: it needs about {_megabytes(needed)} and {where} has {_megabytes(free)} "
-            f"free; free {_megabytes(needed - free)} or more and run the same again, or {_other_place(_STORE)}"
+            f"not enough disk space for {what}: it needs about {size(needed)} and {where} has {size(free)} "
+            f"free; free {size(needed - free)} or more and run the same again, or {_other_place(_STORE)}"
         )
 
 
@@ -131,9 +132,9 @@ def _code(error: BaseException) -> int:
 def _full(what: str, where: Path, needed: int, code: int) -> str:
     reason = "the disk is full" if code == errno.ENOSPC else "the disk quota is used up"
     free = os.statvfs(_existing(where))
-    rest = f"; it needs about {_megabytes(needed)} in all" if needed else ""
+    rest = f"; it needs about {size(needed)} in all" if needed else ""
     return (
-        f"{reason}: {what} could not be written to {where}{rest}, {_megabytes(free.f_bavail * free.f_frsize)} are "
+        f"{reason}: {what} could not be written to {where}{rest}, {size(free.f_bavail * free.f_frsize)} are "
         "free there. Free some and run the same again (what was finished is kept)"
     )
 
@@ -141,10 +142,6 @@ def _full(what: str, where: Path, needed: int, code: int) -> str:
 def _existing(path: Path) -> Path:
     path = path.absolute()
     return next(place for place in (path, *path.parents) if place.exists())
-
-
-def _megabytes(n_bytes: int) -> str:
-    return f"{n_bytes / 1e6:,.1f} MB"
 
 
 def _other_place(setting: str) -> str:

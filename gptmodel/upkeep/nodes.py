@@ -9,7 +9,8 @@ from pathlib import Path
 
 from gptmodel.errors import ArtifactError
 from gptmodel.lineage.graph import COMPARISON, JUDGEMENTS, MODELS
-from gptmodel.store.artifacts import Artifact, Store, has_manifest, is_link
+from gptmodel.store.artifacts import Artifact, Store
+from gptmodel.store.directories import has_manifest, is_link
 from gptmodel.store.manifests import MANIFEST, NAME_CHARS, Manifest, read_manifest
 
 

@@ -6,7 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.provocations import AREAS, FLOWS, HEAD, Case, furnish, outcome
+from tests.mishaps import Case, furnish
+from tests.provocations import AREAS, FLOWS
+from tests.provoked import HEAD, outcome
 
 PAGE = (Path(__file__).resolve().parents[2] / "docs" / "errors.md").read_text()
 

@@ -6,7 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.provocations import FLOWS, Case, furnish, outcome
+from tests.mishaps import Case, furnish
+from tests.provocations import FLOWS
+from tests.provoked import outcome
 
 PAGE = (Path(__file__).resolve().parents[2] / "docs" / "errors.md").read_text()
 

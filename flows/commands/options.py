@@ -1,0 +1,40 @@
+"""What several commands take alike, and how they read standard input."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from gptmodel.errors import ConfigError
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+json_option = click.option("--json", "as_json", is_flag=True, help="Print the result as one JSON object.")
+check_option = click.option(
+    "--check/--no-check", default=None, help="Hash the data first; left out, only what is below 1 GB."
+)
+
+
+def page_option(name: str) -> Callable[[Command], Command]:
+    """`--out`, the file that a page is written to."""
+    place = click.Path(path_type=Path, dir_okay=False)
+    return click.option("--out", type=place, default=name, show_default=True, help="Where the page goes.")
+
+
+def list_option(rows: int, what: str) -> Callable[[Command], Command]:
+    """`--limit`, how many are listed."""
+    at_least_none = click.IntRange(min=0)
+    said = f"{what} listed; 0 lists all."
+    return click.option("--limit", type=at_least_none, default=rows, show_default=True, help=said)
+
+
+def standard_input() -> str:
+    """All of it. ConfigError where it is not UTF-8."""
+    try:
+        return sys.stdin.buffer.read().decode()
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"standard input is not UTF-8 at byte {error.start:,}; convert it first") from None
