@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -51,6 +52,11 @@ class Artifact:
     def label(self) -> str:
         """Short name for people, such as `shards/1f2e3d4c5b6a7980`."""
         return f"{self.kind}/{self.path.name}"
+
+    def mark_used(self) -> None:
+        """Note that it is in use now: what is, is not swept away as old."""
+        with suppress(OSError):  # a store that is read-only
+            os.utime(self.path)
 
     def file(self, name: str) -> Path:
         """Path of a file after checking its size, and, the first time in this process, its sha256.

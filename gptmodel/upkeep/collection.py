@@ -2,11 +2,11 @@
 
 Wanted are pinned artifacts, models that the registry or a ledger of champions names, what was used lately, rating
 rounds whose time is not up, and what a living run holds; with each of them all that it was made from; of every model
-that is kept its evaluations and people's ratings; and comparisons of two evaluations that are both kept. What
-is half built is asked for by the name that it will have: it goes when nothing in it was written lately, nobody pinned
-it, nobody is at it, and, for a training, MLflow does not know its run as one that may go on. The rest goes: products
-before what they were made from, each by one rename into `.trash-…` and then file by file, so that a kill leaves no half
-artifact and none without its inputs.
+that is kept its evaluations and people's ratings; and comparisons and scaling laws of evaluations that are all kept (a
+law that a plan went by counts as used). What is half built is asked for by the name that it will have: it goes when
+nothing in it was written lately, nobody pinned it, nobody is at it, and, for a training, MLflow does not know its run
+as one that may go on. The rest goes: products before what they were made from, each by one rename into `.trash-…` and
+then file by file, so that a kill leaves no half artifact and none without its inputs.
 """
 
 from __future__ import annotations
@@ -66,7 +66,8 @@ class Item:
     inputs: tuple[str, ...] = ()
     """Labels of the artifacts that it was made from."""
     log: Path | None = None
-    """The log of a model's run, which goes with it: `gptflow sync` would take it for a run that failed."""
+    """The log of a model's run (of a law's: its lock), which goes with it: `gptflow sync` would take it for a run that
+    failed."""
 
 
 @dataclass
@@ -151,6 +152,7 @@ def _roots(
     for node in models:
         if node.path.name in wanted:
             yield node.label, wanted[node.path.name]
+    for node in nodes:
         if (log := _log_of(store, node.label)) is not None and any(is_held(lock) for lock in log.glob("*.lock")):
             yield node.label, "MLflow is being told of it"
     for label in sorted(held):
@@ -188,7 +190,7 @@ def _item(store: Store, node: Node) -> Item:
 def _log_of(store: Store, label: str) -> Path | None:
     kind, name = label.split("/")
     path = store.root / RUNS / name.removeprefix(BUILDING)
-    return path if kind in MODELS and path.is_dir() else None
+    return path if kind in (*MODELS, LAW) and path.is_dir() else None
 
 
 def _buildings(store: Store) -> Iterator[Item]:

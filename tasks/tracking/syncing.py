@@ -24,16 +24,16 @@ from gptmodel.store.locks import Hold, exclusive
 from tasks.tracking.carding import CARD_TAG, record_card
 from tasks.tracking.cards import CARD_FILE, Card, load_card, model_card, save_card
 from tasks.tracking.feed import FLUSH_SECONDS, LOCK_FILE, METRICS_FILE, Feed, noted_state
-from tasks.tracking.recording import (
+from tasks.tracking.judgements import (
     comparison_tag,
     evaluation_tag,
     ratings_tag,
     record_benchmark,
     record_comparison,
     record_evaluation,
-    record_model,
     record_ratings,
 )
+from tasks.tracking.recording import record_model
 from tasks.tracking.runs import COMPLETE_TAG, FAILURES, bounded, client, set_status, set_tags
 
 log = logging.getLogger(__name__)
@@ -77,12 +77,14 @@ def sync_store(store: Store) -> Iterator[Outcome]:
 
 def _sync_laws(store: Store) -> Iterator[Outcome]:
     """Laws, after the runs that they were fitted to."""
-    from tasks.scaling import sync_law
+    from tasks.tracking.laws import sync_law  # late: it is built on this module
 
     for path in store.directories(LAW):
         label = f"{LAW}/{path.name}"
         try:
             yield sync_law(store, load_artifact(path))
+        except (LockHeldError, LockLostError) as error:
+            yield Outcome(label, "in use", detail=str(error))
         except Exception as error:
             log.debug("sync of %s", label, exc_info=True)
             yield Outcome(label, "failed", detail=first_line(error))
@@ -116,7 +118,7 @@ def sync_run(store: Store, run_dir: Path) -> Outcome:
     LockHeldError if the run is going on, or another process is at it.
     """
     card = load_card(run_dir)
-    with _alone(run_dir, card) as hold:
+    with alone(run_dir, card.run_name) as hold:
         return _sync_run(store, run_dir, card, hold)[0]
 
 
@@ -180,7 +182,7 @@ def _sync_after_model(
     name, chain = f"{model.kind}-{model.path.name[:8]}", chain_of(store, model)
     save_card(run_dir, model_card(model, name, register=False, chain=chain), anew=False)
     card = load_card(run_dir)
-    with _alone(run_dir, card) as hold:
+    with alone(run_dir, card.run_name) as hold:
         _, run = _sync_run(store, run_dir, card, hold)
         if run.data.tags.get(tag) == judgement.digest:
             return Outcome(judgement.label, "current")
@@ -232,5 +234,7 @@ def _published(store: Store, card: Card) -> Artifact | None:
     return load_artifact(path) if (path / MANIFEST).exists() else None
 
 
-def _alone(run_dir: Path, card: Card) -> AbstractContextManager[Hold]:
-    return exclusive(run_dir / LOCK_FILE, f"the MLflow run of {card.run_name}")
+def alone(run_dir: Path, run_name: str) -> AbstractContextManager[Hold]:
+    """The lock under which one process tells MLflow of a run. LockHeldError if another has it."""
+    run_dir.mkdir(parents=True, exist_ok=True)
+    return exclusive(run_dir / LOCK_FILE, f"the MLflow run of {run_name}")

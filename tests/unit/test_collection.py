@@ -21,6 +21,7 @@ from click.testing import CliRunner
 from gptmodel.errors import ArtifactError, StorageError
 from gptmodel.reproduction.freshstore import temporary_store
 from gptmodel.store.artifacts import Artifact, Request, Store
+from gptmodel.store.locks import exclusive
 from gptmodel.store.manifests import MANIFEST
 from gptmodel.store.uses import collecting, using
 from gptmodel.upkeep.collection import Rules, plan
@@ -139,6 +140,30 @@ def test_what_was_used_lately_and_the_newest_model_stay(store: Store, made: dict
     assert len(plan(store, rules, {}).doomed) == len(made)
     kept = plan(store, Rules(keep_days=7, keep_newest=2), {}).kept
     assert len([label for label in kept if label.startswith("checkpoint/")]) == 2
+
+
+def test_a_law_stays_with_all_that_it_was_fitted_to_and_keeps_none_of_it_alive(
+    store: Store, made: dict[str, Artifact]
+) -> None:
+    law = make(store, "scaling-law", "law", made["e1"], made["e2"])
+    lock = store.root / ".runs" / law.path.name / "mlflow.lock"
+    lock.parent.mkdir()
+    both = {made[name].path.name: "registered" for name in ("m1", "m2")}
+    with exclusive(lock, "its run"):
+        kept = plan(store, NOTHING, {}).kept
+        assert kept[law.label] == "MLflow is being told of it"
+        assert kept[made["m2"].label] == f"{made['e2'].label} was made from it"
+    pin(store, law.label)
+    collect(store)
+    assert names(store) == {"law", "e1", "e2", "m1", "m2", "s1", "c1", "s2", "c2"}
+    unpin(store, law.label)
+    collect(store, wanted=both)
+    assert "law" in names(store), "all that it was fitted to is kept for other reasons"
+    found = plan(store, NOTHING, {made["m1"].path.name: "registered"})
+    assert law.label in {item.label for item in found.doomed}, "it is no reason to keep the other model"
+    collect(store, wanted={made["m1"].path.name: "registered"})
+    assert names(store) == {"m1", "e1", "s1", "c1", "s2", "c2"}
+    assert not lock.parent.exists()
 
 
 RUN = """

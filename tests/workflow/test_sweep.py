@@ -20,6 +20,7 @@ from gptmodel.overrides import PipelineOverrides
 from gptmodel.planning.own_law import fit_evaluations, law_of
 from gptmodel.settings import merge_layers
 from gptmodel.store.artifacts import Artifact, Store
+from gptmodel.store.locks import exclusive
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 LADDER = LadderConfig(sizes=("1x8x1", "1x16x1", "1x32x1"), budgets=(1.3e10, 3e10, 8e10), resamples=50)
@@ -87,6 +88,32 @@ def test_a_second_sweep_trains_nothing_and_the_same_fit_has_the_same_bytes(
     assert law_of(counted).params[1] < law_of(law).params[0]
     with pytest.raises(DataError, match="too few"):
         fit_evaluations(other, evaluations[:5], LADDER)
+
+
+def test_a_law_is_told_by_one_at_a_time_and_after_its_rungs(
+    swept: tuple[Store, dict[str, Artifact], Any, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from tasks.tracking.laws import sync_law
+    from tasks.tracking.runs import find_run
+    from tasks.tracking.syncing import sync_store
+
+    store, made, _, _ = swept
+    law = made["law"]
+    assert sync_law(store, law).what == "current"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/other.db")  # one that knows nothing yet
+    models = [artifact_of(store, artifact_of(store, ref).request.inputs[0]) for ref in law.request.inputs]
+    for holder in (law, models[4]):
+        with exclusive(store.root / ".runs" / holder.path.name / "mlflow.lock", "another"):
+            told = {outcome.label: outcome for outcome in sync_store(store)}
+            assert told[law.label].what == "in use", told[law.label]
+    assert sync_law(store, law).what == "sent"
+    own = find_run(law.fingerprint)
+    assert own is not None
+    for model in models:
+        rung = find_run(model.fingerprint)
+        assert rung is not None
+        assert rung.data.tags["mlflow.parentRunId"] == own.info.run_id
+    assert (sync_law(store, law).what, sync_law(store, law, 1e13).what) == ("current", "sent")
 
 
 def test_plans_go_by_the_law_where_the_text_is_the_same(swept: tuple[Store, dict[str, Artifact], Any, Path]) -> None:
