@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from flows.commands.options import json_option
 from gptmodel.errors import ConfigError
 from gptmodel.planning.examples import EXAMPLES
 from gptmodel.presets import PRESETS
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
 @click.option("--plot", type=click.Path(path_type=Path), help="With --best-for: draw loss against size into this PNG.")
 @click.option("--law", default="", metavar="NAME", help="A fitted law: artifact, JSON file, or published (theirs).")
 @click.option("--report", is_flag=True, help="How far the forecasts of this store's past runs were off.")
-@click.option("--json", "as_json", is_flag=True, help="Print the result as one JSON object.")
+@json_option
 def plan(what: str, as_json: bool, rates_file: Path | None, **given: Any) -> None:
     """What training WHAT will take: parameters, operations, memory, time, money, energy, disk, loss.
 
@@ -52,8 +53,7 @@ def plan(what: str, as_json: bool, rates_file: Path | None, **given: Any) -> Non
     if given["report"]:
         found, told = _report()
     elif given["best_for"] is not None:
-        own = _law(given["law"], None if what in EXAMPLES else _settings(what, given["file"], given["sets"]))
-        found, told = _advice(given["best_for"], given["plot"], own)
+        found, told = _advice(what, given)
     elif what in EXAMPLES:
         found, told = _example(what, rates, given["grid"])
     else:
@@ -62,6 +62,8 @@ def plan(what: str, as_json: bool, rates_file: Path | None, **given: Any) -> Non
         click.echo(json.dumps(told, ensure_ascii=False))
     else:
         show_sections(found)
+        if command := told.get("shape", {}).get("command"):
+            click.echo(f"Train it: {command}")
 
 
 def _check_question(what: str, given: dict[str, Any]) -> None:
@@ -115,7 +117,8 @@ def _example(what: str, rates: Rates, grid: str) -> tuple[list[Section], dict[st
 def _training(what: str, rates: Rates, given: dict[str, Any]) -> tuple[list[Section], dict[str, Any]]:
     from gptmodel.planning.budget import over_budget
     from gptmodel.planning.budget_text import budget_section
-    from gptmodel.planning.forecast import forecast, measure
+    from gptmodel.planning.forecast import forecast
+    from gptmodel.planning.measuring import measure
     from gptmodel.planning.past import correction, past
     from gptmodel.planning.plan_text import sections
     from gptmodel.planning.rates import load_rates
@@ -165,13 +168,17 @@ def _law(name: str, config: PipelineConfig | None) -> OwnLaw | None:
     return load_law(open_store(), name) if name else law_for(open_store(), config)  # type: ignore[arg-type]
 
 
-def _advice(flops: float, plot: Path | None, own: OwnLaw | None) -> tuple[list[Section], dict[str, Any]]:
+def _advice(what: str, given: dict[str, Any]) -> tuple[list[Section], dict[str, Any]]:
     from dataclasses import asdict
 
+    from gptmodel.planning.advice_text import advice_section, shape_section
     from gptmodel.planning.own_law import SAID
-    from gptmodel.planning.plan_text import advice_section
     from gptmodel.planning.scaling import BESIROGLU, advise
+    from gptmodel.planning.shape import RULE, suggest
 
+    flops, plot = given["best_for"], given["plot"]
+    config = None if what in EXAMPLES else _settings(what, given["file"], given["sets"])
+    own = _law(given["law"], config)
     if not 1e12 <= flops <= 1e30:
         raise ConfigError(f"--best-for is {flops:g}; give floating-point operations from 1e12 to 1e30, such as 1e18")
     found = own.advise(flops) if own else advise(flops)
@@ -182,7 +189,21 @@ def _advice(flops: float, plot: Path | None, own: OwnLaw | None) -> tuple[list[S
         from gptmodel.planning.pictures import save_advice
 
         save_advice(found, plot)
-    return [advice_section(found, source, SAID[own.counts if own else "all"])], {**asdict(found), "law": source}
+    counts = own.counts if own else "all"
+    words, told = [advice_section(found, source, SAID[counts])], {**asdict(found), "law": source}
+    if config is not None:
+        shape = suggest(found, own.law if own else BESIROGLU, config, _named(what, given), counts)
+        n = shape.n_params if counts == "all" else shape.n_blocks
+        words.append(shape_section(shape, found, config.name, n))
+        told["shape"] = {**asdict(shape), "rule": RULE}
+    return words, told
+
+
+def _named(what: str, given: dict[str, Any]) -> list[str]:
+    """The settings that were asked with, as the other commands take them."""
+    named = ["--preset" if what in PRESETS else "--config", what]
+    named += ["--config", str(given["file"])] if given["file"] is not None else []
+    return [*named, *(word for each in given["sets"] for word in ("--set", each))]
 
 
 def show_sections(found: list[Section]) -> None:

@@ -14,7 +14,8 @@ from typing import Any
 from gptmodel.config import PipelineConfig
 from gptmodel.config.budget import BudgetConfig
 from gptmodel.errors import ConfigError
-from gptmodel.planning.forecast import Forecast, forecast, measure
+from gptmodel.planning.forecast import Forecast, forecast
+from gptmodel.planning.measuring import measure
 from gptmodel.planning.past import correction
 from gptmodel.planning.plan_text import energy, money, span
 from gptmodel.planning.rates import Rates, bill, load_rates

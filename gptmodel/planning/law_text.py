@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 from typing import Any
 
+from gptmodel.planning.advice_text import advice_section
 from gptmodel.planning.own_law import LAW_FILE, SAID, law_of
-from gptmodel.planning.plan_text import Section, advice_section, count
+from gptmodel.planning.plan_text import Section, count
 from gptmodel.store.artifacts import Artifact
 
 

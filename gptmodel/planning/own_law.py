@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from gptmodel.arithmetic import count_parameters
-from gptmodel.config import LadderConfig, ModelConfig, PipelineConfig, recipe
+from gptmodel.config import CorpusConfig, LadderConfig, ModelConfig, PipelineConfig, recipe, with_later
 from gptmodel.errors import ArtifactError, ConfigError, DataError
 from gptmodel.judging.bootstrap import interval
 from gptmodel.lineage.walk import artifact_of
@@ -232,7 +232,11 @@ def law_for(store: Store, config: PipelineConfig) -> OwnLaw | None:
             continue
         if _is_text_of(text, recipe(config.corpus)):
             found.append(made)
-    return law_of(max(found, key=lambda a: str(a.provenance.get("finished", "")))) if found else None
+    if not found:
+        return None
+    newest = max(found, key=lambda a: str(a.provenance.get("finished", "")))
+    newest.mark_used()
+    return law_of(newest)
 
 
 def _is_text_of(made: dict[str, Any], asked: dict[str, Any]) -> bool:
@@ -240,6 +244,7 @@ def _is_text_of(made: dict[str, Any], asked: dict[str, Any]) -> bool:
 
     What is found out only there (a commit, the bytes) is left out; of local files the names are compared.
     """
+    made, asked = with_later(made, CorpusConfig), with_later(asked, CorpusConfig)
     ours, theirs = asked["source"], made["source"]
     if any(made.get(name) != asked[name] for name in asked if name != "source"):
         return False

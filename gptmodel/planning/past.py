@@ -11,7 +11,7 @@ from typing import Any
 
 from gptmodel.config import PipelineConfig, recipe
 from gptmodel.errors import ArtifactError
-from gptmodel.planning.forecast import Trial
+from gptmodel.planning.measuring import Trial
 from gptmodel.store.artifacts import Artifact, Store
 from gptmodel.store.provenance import provenance
 from gptmodel.training.pace import Pace

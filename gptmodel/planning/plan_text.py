@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 from gptmodel.planning.examples import Example
 from gptmodel.planning.forecast import Forecast, Offer
 from gptmodel.planning.rates import Bill, Rates, bill
-from gptmodel.planning.scaling import Advice
 from gptmodel.planning.score import BASES, FIGURES, Score, median_and_worst
+from gptmodel.words import size
 
 Row = tuple[str, str, str]
 _YEAR_HOURS = 24 * 365.25
@@ -216,46 +215,12 @@ def example_sections(example: Example, rates: Rates, grams: float) -> list[Secti
     return [Section(example.label, rows)]
 
 
-def advice_section(advice: Advice, source: str, counts: str = "all parameters") -> Section:
-    """Model size and tokens for a budget, and what other sizes would cost in loss."""
-    step = max(1, len(advice.curve) // 8)
-    bands: list[tuple[float, float] | None] = [*advice.bands] or [None] * len(advice.curve)
-    picked = list(zip(advice.curve, bands, strict=True))[::step]
-
-    def between(name: str, said: Callable[[float], str]) -> str:
-        found = advice.intervals.get(name)
-        return f"{said(found[0])} to {said(found[1])}; " if found else ""
-
-    rows = [
-        ("law", "", source),
-        ("parameters", count(advice.n_params), f"{between('n_params', count)}N counts {counts}"),
-        (
-            "tokens",
-            count(advice.n_tokens),
-            f"{between('n_tokens', count)}{advice.n_tokens / advice.n_params:.1f} for each parameter",
-        ),
-        ("loss", f"{advice.loss:.3f}", f"{between('loss', '{:.3f}'.format)}nats per token, on the text of the law"),
-    ]
-    if advice.outside:
-        rows.append(("beware", "", advice.outside))
-    for (n, d, loss), band in picked:
-        near = f" ({band[0]:.3f} to {band[1]:.3f})" if band else ""
-        rows.append((f"  with {count(n)}", f"{loss:.3f}", f"and {count(d)} tokens{near}"))
-    return Section(f"Best use of {advice.flops:.3g} FLOPs", rows)
-
-
 def count(value: float) -> str:
     """1,234, or 11.5 M, 7.24 B, 2 T."""
     for unit, letter in ((1e12, "T"), (1e9, "B"), (1e6, "M")):
         if value >= unit * 0.9995:  # what would round up to 1,000 of the smaller one
             return f"{value / unit:.3g} {letter}"
     return f"{value:,.0f}"
-
-
-def size(n_bytes: float) -> str:
-    if n_bytes >= 999.95e6:
-        return f"{n_bytes / 1e9:,.2f} GB"
-    return f"{n_bytes / 1e6:,.1f} MB" if n_bytes >= 5e4 else "under 0.1 MB"
 
 
 def span(hours: float) -> str:

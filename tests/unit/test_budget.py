@@ -15,7 +15,8 @@ from gptmodel.errors import BudgetError, ConfigError
 from gptmodel.planning import budget as budgets
 from gptmodel.planning.budget import limit_of, measured_forecast, over_budget
 from gptmodel.planning.budget_text import budget_section
-from gptmodel.planning.forecast import Trial, forecast
+from gptmodel.planning.forecast import forecast
+from gptmodel.planning.measuring import Trial
 from gptmodel.planning.rates import SHIPPED, load_rates
 from gptmodel.pretraining.step import plan_training, pretrain
 from gptmodel.store.artifacts import Artifact, Store
@@ -68,6 +69,30 @@ def test_bounds_are_told_in_their_own_units() -> None:
     kwh = local["gpu"].watts / 1000 * pue
     assert limit_of(BudgetConfig(max_energy=kwh * 1.01), "cuda").over(3600) == ""
     assert "train.budget.max_energy" in limit_of(BudgetConfig(max_energy=kwh * 1.01), "cuda", devices=2).over(3600)
+    assert limit_of(BudgetConfig(max_cost=local["cpu"].per_hour), "cpu", devices=2).over(3600) == "", "of one processor"
+    assert limit_of(BudgetConfig(max_hours=1), "cpu").over(3601) == "1.0 h of train.budget.max_hours 1 h"
+    assert [bound.name for bound in limit_of(BudgetConfig(max_hours=1), "cpu").bounds(9e9)] == ["max_hours"]
+
+
+def test_a_forecast_counts_each_gpu_and_ones_own_prices(tiny: Tiny, tmp_path: Path) -> None:
+    two = replace(TRIAL, device="cuda", processes=2)  # 25 s: 50 s of a GPU
+    an_hour = load_rates().this_machine["gpu"].per_hour
+    config = tiny(f"train.budget.max_cost={40 / 3600 * an_hour}")
+    assert "train.budget.max_cost" in over_budget(config, forecast(config, load_rates(), trial=two))
+    assert over_budget(config, forecast(config, load_rates(), trial=replace(two, processes=1))) == ""
+    mine = tmp_path / "mine.yaml"
+    mine.write_text(SHIPPED.read_text().replace("cpu: {watts: 30, per_hour: 0.10}", "cpu: {watts: 30, per_hour: 9}"))
+    own = tiny(f"train.budget.rates={mine}", "train.budget.max_cost=1")
+    assert budgets.rates_of(own).this_machine["cpu"].per_hour == 9
+    assert budgets.rates_of(tiny()).this_machine["cpu"].per_hour == 0.10
+
+
+def test_a_budget_is_held_against_what_past_runs_correct(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(budgets, "measure", lambda _: TRIAL)
+    monkeypatch.setattr(budgets, "correction", lambda *_: (3.0, 5))
+    store = Store(Path("store"))
+    assert measured_forecast(tiny("train.budget.max_hours=1"), store).seconds == 3 * 25
+    assert measured_forecast(tiny("train.budget.max_hours=1")).seconds == 25
 
 
 def test_the_plan_tells_what_is_left_of_a_budget(tiny: Tiny) -> None:

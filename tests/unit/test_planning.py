@@ -29,7 +29,7 @@ from gptmodel.errors import ConfigError
 from gptmodel.model import GPT
 from gptmodel.planning.examples import EXAMPLES
 from gptmodel.planning.forecast import forecast
-from gptmodel.planning.plan_text import count, energy, mass, size, span
+from gptmodel.planning.plan_text import count, energy, mass, span
 from gptmodel.planning.rates import SHIPPED, bill, load_rates
 from gptmodel.planning.scaling import BESIROGLU, HOFFMANN, KAPLAN, advise, expected_loss
 from gptmodel.presets import GPT2_124M, GPT2_1558M, PRESETS
@@ -229,8 +229,6 @@ def test_a_plan_says_what_the_budget_makes_of_it() -> None:
         (span(0.999 / 60), "59.9 s"),
         (span(59.99 / 60), "1.0 h"),
         (span(47.99), "2.0 days"),
-        (size(12), "under 0.1 MB"),
-        (size(999.96e6), "1.00 GB"),
         (energy(1e-9), "under 0.01 Wh"),
         (mass(1e-9), "under 0.01 g CO2"),
         (count(999_999), "1 M"),

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 
+from flows.commands.sweep import sweep
+from gptmodel.arithmetic import count_parameters
 from gptmodel.config import LadderConfig
 from gptmodel.errors import ConfigError, DataError
 from gptmodel.judging.bootstrap import interval
@@ -18,6 +22,7 @@ from gptmodel.planning.law_fit import COEFFICIENTS, Fit, Point, fit_law
 from gptmodel.planning.own_law import load_law
 from gptmodel.planning.scaling import Additive, expected_loss
 from gptmodel.presets import PRESETS
+from gptmodel.settings import load_config
 from gptmodel.store.artifacts import Store
 
 TRUE = Additive("true", "", 2.0, 400.0, 600.0, 0.34, 0.37)
@@ -70,6 +75,18 @@ def test_the_same_points_give_the_same_numbers() -> None:
     assert np.array_equal(first.draws, second.draws)
 
 
+def test_scatter_counts_the_degrees_of_freedom_and_each_draw_is_fitted_anew() -> None:
+    points = drawn(2, 0.02)
+    fit = fitted(points, resamples=20)
+    assert (fit.freedom, fit.draws.shape) == (len(points) - 5, (20, 5))
+    off = [math.log(p.loss / fit.law.loss(p.n_params, p.n_tokens)) for p in points]
+    assert fit.residuals == pytest.approx(off, abs=1e-7)
+    assert fit.scatter == pytest.approx(math.sqrt(sum(each**2 for each in off) / fit.freedom), rel=1e-4)
+    asked = [Additive("", "", *row).loss(3e6, 4e6) / fit.law.loss(3e6, 4e6) - 1 for row in fit.draws.tolist()]
+    assert 0.1 * fit.scatter < np.std(asked) < fit.scatter, "the law in the middle of the points is surer than a point"
+    assert fit.law.alpha == float(f"{fit.law.alpha:.9g}"), "another processor rounds later digits differently"
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("noise", [0.005, 0.02])
 def test_bands_hold_the_truth_as_often_as_they_say(noise: float) -> None:
@@ -91,12 +108,21 @@ def test_bands_hold_the_truth_as_often_as_they_say(noise: float) -> None:
         ([Point(n, d, 3.0) for n in (1e6, 2e6, 3e6, 4e6) for d in (1e6, 9e6)], "2 different numbers of tokens"),
         ([Point(n, 20 * n, 3.0) for n in np.geomspace(1e6, 1e7, 9)], "nobody can tell which of the two"),
         ([Point(n, d, 3.0) for n in (1e6, 1.1e6, 1.2e6) for d in (1e6, 2e6, 4e6)], "within a factor of 1.20"),
+        ([Point(n, 1e14 / n, 3.0) for n in np.geomspace(1e6, 1e7, 9)], "correlation -1.000"),
+        ([Point(n, d, 3.0) for n in (1e6, 2e6, 4e6) for d in (1e6, 1.2e6, 1.4e6)], "within a factor of 1.40"),
         ([*drawn(0, 0.0), Point(1e6, 1e6, math.nan)], "loss nan"),
+        ([*drawn(0, 0.0), Point(1e6, 1e6, math.inf)], "loss inf"),
+        ([*drawn(0, 0.0), Point(1e6, 0.0, 3.0)], "0 tokens"),
     ],
 )
 def test_runs_that_tell_too_little_are_refused(points: list[Point], said: str) -> None:
     with pytest.raises(DataError, match=said):
         fitted(points)
+
+
+BASE = PRESETS["ladder"]()
+A_STEP = 6 * count_parameters(replace(BASE.model, n_layer=2, n_embd=64, n_head=2)).total * BASE.train.batch_size
+A_STEP *= BASE.model.context_length  # FLOPs
 
 
 @pytest.mark.parametrize(
@@ -106,6 +132,9 @@ def test_runs_that_tell_too_little_are_refused(points: list[Point], said: str) -
         ({"sizes": ("2x64x3", "1x16x1", "1x32x1")}, "n_embd 64 is not divisible by n_head 3"),
         ({"sizes": ("2x64x2", "3x96x3")}, "6 trainings are too few"),
         ({"budgets": (1e9,)}, "is 1 steps|is 0 steps"),
+        ({"sizes": ("2x64x2",), "budgets": (4 * A_STEP,)}, "2x64x2 on .* FLOPs is 4 steps of .* at least 5"),
+        ({"sizes": ("2x64x1", "2x64x2", "2x64x4")}, "1 different sizes"),
+        ({"sizes": ("2x64x2", "2x64x2")}, "names one twice"),
         ({"budgets": (0.0,)}, "give operations from 1e6"),
         ({"resamples": 3}, "resamples is 3"),
     ],
@@ -122,8 +151,45 @@ def test_a_rung_costs_its_budget_and_rises_a_tenth_of_its_steps() -> None:
         train = rung.config.train
         assert rung.flops == pytest.approx(rung.budget, rel=0.15), "whole steps"
         assert train.optimizer.warmup_steps == max(1, round(0.1 * train.max_steps))
-    with pytest.raises(ConfigError, match="from nothing"):
-        rungs_of(replace(PRESETS["ladder"](), init_from="openai-community/gpt2"), LadderConfig())
+
+
+def test_rungs_begin_with_the_cheapest_budget() -> None:
+    found = rungs_of(PRESETS["ladder"](), LadderConfig(budgets=(3e12, 5e11, 1.2e12)))
+    assert [rung.budget for rung in found[::4]] == [5e11, 1.2e12, 3e12]
+    assert [rung.size for rung in found[:4]] == list(LadderConfig().sizes)
+
+
+@pytest.mark.parametrize(
+    ("setting", "said"),
+    [
+        ("train.early_stop_evals=3", "run to their last step"),
+        ("train.publish=best", "run to their last step"),
+        ("init_from=openai-community/gpt2", "from nothing, and the settings have init_from=openai"),
+        ("retrain.active=true", "from nothing, and the settings have retrain.active"),
+    ],
+)
+def test_trainings_that_would_not_compare_are_refused(setting: str, said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        rungs_of(load_config("ladder", sets=(setting,)), LadderConfig())
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("--best-for", "5"), "--best-for is 5; give floating-point operations from 1e6"),
+        (("--budgets", "1e12, lots"), "--budgets is 1e12,lots; give numbers such as"),
+        (("--sizes", "2x64x2, 3x96"), "'3x96'] is no shape"),
+        (("--sizes", "2x64x2"), "3 trainings are too few"),
+        (("--set", "train.publish=best"), "run to their last step"),
+    ],
+)
+def test_a_sweep_says_what_is_wrong_before_anything_starts(
+    words: tuple[str, ...], said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "flows.scaling_sweep", None)  # it would be an ImportError
+    told = CliRunner().invoke(sweep, words).exception
+    assert isinstance(told, ConfigError), told
+    assert said in str(told)
 
 
 def test_a_law_from_a_file(tmp_path: Path) -> None:
@@ -141,7 +207,8 @@ def test_a_law_from_a_file(tmp_path: Path) -> None:
     found = expected_loss(2_000_000, 100_000, 3_000_000, 50_257, own=law)
     assert (found.low, found.outside, found.own) == (TRUE.loss(2e6, 3e6), "", "law.json")
     assert len(found.losses) == 4, "the published ones stand beside it"
-    for wrong in ({"coefficients": {"E": 1}}, [], {**told, "counts": "some"}):
+    negative = {**told, "coefficients": {**told["coefficients"], "B": -1.0}}
+    for wrong in ({"coefficients": {"E": 1}}, [], {**told, "counts": "some"}, negative):
         file.write_text(json.dumps(wrong))
         with pytest.raises(ConfigError, match="holds no law"):
             load_law(store, str(file))

@@ -56,6 +56,14 @@ def ran(
 Ran = tuple[Store, Artifact, Artifact, list[Forecast]]
 
 
+def with_summary(made: Artifact, **changed: object) -> Artifact:
+    return replace(made, summary={**made.summary, **changed})
+
+
+def with_pace(made: Artifact, **changed: object) -> Artifact:
+    return with_summary(made, pace={**made.summary["pace"], **changed})
+
+
 def test_every_run_is_scored_by_its_settings_and_its_first_steps(ran: Ran) -> None:
     _, free, _, (before, _) = ran
     found = scores(free.provenance, free.summary)
@@ -77,6 +85,7 @@ def test_a_run_with_a_budget_is_scored_by_its_trial_too(ran: Ran) -> None:
     assert found["seconds"] == Score(5 * 2 + 1, held.summary["elapsed_seconds"], "seconds", "trial")
     assert found["tokens_per_second"].forecast == 4 * 32 / 2
     assert plan.trial == TRIAL
+    assert {found[name].basis for name in ("disk_bytes", "loss")} == {"settings"}, "no step tells these"
     early = scores(held.provenance, {**held.summary, "stopped_early": True})
     assert set(found) - set(early) == {"seconds", "first_steps/seconds"}
     assert len(past_scores(store)["peak_memory_bytes from the settings alone"]) == 2
@@ -108,6 +117,26 @@ def test_past_runs_of_the_shape_tell_the_pace_of_the_next(ran: Ran, tiny: Tiny) 
     for other in ("model.n_embd=32", "train.micro_batch_size=4", "train.threads=9", "train.eval_tokens=300"):
         assert past(store, tiny(other)) is None, other
     assert past(store, tiny("train.device=cuda")) is None
+    assert past(store, tiny("train.optimizer.kind=muon")) is None
+    assert past(store, tiny("train.processes=2")) is None
+
+
+def test_past_runs_that_say_nothing_of_the_next_are_left_out(
+    ran: Ran, tiny: Tiny, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, free, _, _ = ran
+    elsewhere = replace(free, provenance={**free.provenance, "cpu": "another"})
+    old = with_summary(free, pace={"step_seconds": 1.0})
+    for odd in (elsewhere, with_pace(free, resumed=True), old):
+        monkeypatch.setattr(past_room, "trainings", lambda _, odd=odd: [odd])
+        assert past(store, tiny()) is None
+    paces = [with_pace(free, step_seconds=seconds) for seconds in (1.0, 2.0, 9.0)]
+    monkeypatch.setattr(past_room, "trainings", lambda _: paces)
+    found = past(store, tiny())
+    assert found is not None
+    assert (found.pace.step_seconds, found.runs) == (2.0, 3), "the median"
+    plain, corrected = (forecast(tiny(), load_rates(), past=found, correction=c) for c in ((1.0, 0), (3.0, 3)))
+    assert plain.seconds == corrected.seconds, "past runs took what they took: only a trial is corrected"
 
 
 def test_three_measured_runs_correct_the_next(ran: Ran, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -117,6 +146,17 @@ def test_three_measured_runs_correct_the_next(ran: Ran, monkeypatch: pytest.Monk
         monkeypatch.setattr(past_room, "trainings", lambda _, n=runs: [held] * n)
         assert correction(store, TRIAL) == (pytest.approx(wanted), runs)
     assert correction(store, replace(TRIAL, threads=9)) == (1.0, 0), "another machine"
+    odd = [
+        with_summary(held, elapsed_seconds=seconds) for seconds in (11.0, 22.0, 99.0)
+    ]  # once, twice and nine times what its trial foretold
+    monkeypatch.setattr(past_room, "trainings", lambda _: odd)
+    assert correction(store, TRIAL) == (2.0, 3), "the median: one slow night is no reason to expect more"
+    corrected = replace(held, provenance={**held.provenance, "plan": {**held.provenance["plan"], "correction": 4.0}})
+    monkeypatch.setattr(past_room, "trainings", lambda _: [with_summary(corrected, elapsed_seconds=11.0)] * 3)
+    assert correction(store, TRIAL) == (4.0, 3), "of what the trial foretold, before it was corrected"
+    stopped, resumed = with_summary(held, stopped_early=True), with_pace(held, resumed=True)
+    monkeypatch.setattr(past_room, "trainings", lambda _: [stopped, resumed] * 3)
+    assert correction(store, TRIAL) == (1.0, 0)
     plain, raised = (
         forecast(load_config("smoke"), load_rates(), trial=TRIAL, correction=c) for c in ((1.0, 0), (2.0, 3))
     )

@@ -11,7 +11,8 @@ import pytest
 
 from gptmodel.config import PipelineConfig
 from gptmodel.errors import GptflowError
-from gptmodel.planning.forecast import forecast, measure
+from gptmodel.planning.forecast import forecast
+from gptmodel.planning.measuring import measure
 from gptmodel.planning.rates import load_rates
 from gptmodel.presets import PRESETS
 from gptmodel.pretraining.step import plan_training, pretrain
