@@ -118,7 +118,8 @@ def main() -> None:
             race(Path(folder) / str(copies), copies, rounds)
             for copies, rounds in ((given.copies, given.rounds), (max(1, given.copies // 4), 1))
         ]
-    RESULTS.write_text(json.dumps({"machine": machine("tiktoken", "fastokens", "pyarrow"), "rows": rows}, indent=2) + "\n")
+    told = {"machine": machine("tiktoken", "fastokens", "pyarrow"), "rows": rows}
+    RESULTS.write_text(json.dumps(told, indent=2) + "\n")
     for row in rows:
         peaks = {who: median["peak_mb"] for who, median in row["medians"].items()}
         print(f"{row['bytes'] / 1e6:.0f} MB: {row['ratios']}, peak MB {peaks}")
