@@ -54,7 +54,7 @@ def linear_cross_entropy(x_BTC: Tensor, weight_VC: Tensor, targets_BT: Tensor) -
     """
     x_NC, targets_N = x_BTC.flatten(0, -2), targets_BT.flatten()
     if torch.is_grad_enabled() and (x_NC.requires_grad or weight_VC.requires_grad):
-        if x_NC.device.type == "cuda":
+        if x_NC.device.type != "cpu":
             return padded_cross_entropy(x_NC, weight_VC, targets_N)
         return cast(Tensor, _LinearCrossEntropy.apply(x_NC, weight_VC, targets_N))  # type: ignore[no-untyped-call]
     return token_losses(x_BTC, weight_VC, targets_BT).mean()
