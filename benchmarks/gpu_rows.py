@@ -154,13 +154,14 @@ def training(size: str, given: argparse.Namespace) -> Iterator[tuple[str, Callab
             if not fastest[1]:
                 return {"why": "no micro-batch was measured before it"}
             row = replace(row, micro_batch_size=fastest[1])
+        _forget(compiled=False)  # what a row that failed had left
         try:
             found = speed(row, given)
         except torch.OutOfMemoryError:
             full = min(full or row.micro_batch_size, row.micro_batch_size) if not row.compile else full
             return {"why": f"out of GPU memory at a micro-batch of {row.micro_batch_size}"}
         finally:
-            _forget(row.compile)
+            _forget(compiled=row.compile)
         if not row.compile and row.optimizer == "adamw":
             fastest = max(fastest, (found["tokens_per_second"]["median"], row.micro_batch_size))
         return found
@@ -173,7 +174,7 @@ def training(size: str, given: argparse.Namespace) -> Iterator[tuple[str, Callab
         yield row.name, lambda row=row: make(row)  # type: ignore[misc]
 
 
-def _forget(compiled: bool) -> None:
+def _forget(*, compiled: bool) -> None:
     if compiled:
         torch.compiler.reset()
     gc.collect()
