@@ -137,7 +137,7 @@ def test_plans_go_by_the_law_where_the_text_is_the_same(swept: tuple[Store, dict
 
 def test_the_chain_is_whole_and_gc_keeps_the_law(swept: tuple[Store, dict[str, Artifact], Any, Path]) -> None:
     from flows.commands.lineage import lineage
-    from flows.commands.store import verify
+    from flows.commands.verify import verify
 
     _, made, _, _ = swept
     for command, rest in ((verify, ["--no-sources", "--json"]), (lineage, ["--json", "--local"])):
