@@ -62,6 +62,7 @@ AREAS: dict[str, list[Case]] = {
         Case("a file that is no text", "run --config a.yaml", 2, files("a.yaml", b"\xff\xfe\x00")),
         Case("settings of nothing", "config show smok", 2),
         Case("decoding out of its bounds", "generate --temperature -1 --top-p 0 hello", 2),
+        Case("a benchmark of nothing", "benchmark --tasks , --limit -1", 2),
     ],
     "Text": [
         Case("no file matches", file("none/*.txt"), 1),

@@ -17,15 +17,17 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from pathlib import Path
+from typing import TYPE_CHECKING
 from urllib.parse import urljoin, urlsplit, urlunsplit
-
-import httpx
 
 from gptmodel.errors import DataError, NetworkError
 from gptmodel.progress import progress
 from gptmodel.store.artifacts import fsync_path, sha256_file
 from gptmodel.store.locks import exclusive
 from gptmodel.store.space import explained, require
+
+if TYPE_CHECKING:
+    import httpx  # else where it is used: each training process imports this module, and fetches nothing
 
 log = logging.getLogger(__name__)
 _REDIRECTS = 5
@@ -180,6 +182,8 @@ def _is_all(response: httpx.Response, part: Path, have: int, name: str) -> bool:
 
 def _receive(response: httpx.Response, part: Path, have: int, total: int, name: str) -> int:
     """Append the body to the `have` bytes of `part`; how many bytes it holds then."""
+    import httpx
+
     try:
         with part.open("ab" if have else "wb") as file, progress(f"download of {name}", total, "bytes") as meter:
             meter.go_on_from(have)
@@ -202,6 +206,8 @@ def _receive(response: httpx.Response, part: Path, have: int, total: int, name: 
 @contextmanager
 def _open(url: str, headers: dict[str, str], timeout: float, allow_private: bool) -> Iterator[httpx.Response]:
     """The answer behind all redirects, each hop checked."""
+    import httpx
+
     asked = shown(url)
     with httpx.Client(timeout=timeout, follow_redirects=False) as client:
         for hop in range(_REDIRECTS + 1):

@@ -68,6 +68,7 @@ def test_bounds_are_told_in_their_own_units() -> None:
     assert "4.0 h of train.budget.max_hours 3 h, 0.40 USD of" in limit_of(limits, "cpu").over(4 * 3600)
     kwh = local["gpu"].watts / 1000 * pue
     assert limit_of(BudgetConfig(max_energy=kwh * 1.01), "cuda").over(3600) == ""
+    assert "train.budget.max_energy" in limit_of(BudgetConfig(max_energy=kwh * 0.99), "cuda").over(3600)
     assert "train.budget.max_energy" in limit_of(BudgetConfig(max_energy=kwh * 1.01), "cuda", devices=2).over(3600)
     assert limit_of(BudgetConfig(max_cost=local["cpu"].per_hour), "cpu", devices=2).over(3600) == "", "of one processor"
     assert limit_of(BudgetConfig(max_hours=1), "cpu").over(3601) == "1.0 h of train.budget.max_hours 1 h"
