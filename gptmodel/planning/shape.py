@@ -40,7 +40,8 @@ class Suggestion:
     steps: int
     step_tokens: int
     loss: float
-    """By the law, in nats per token; that of the advice is lower by what the rounding to a shape costs."""
+    """By the law, in nats per token, and never above that of guessing; that of the advice is lower by what the rounding
+    to a shape costs."""
     sets: tuple[str, ...]
     """Settings that differ from those that were given, as `--set` takes them."""
     command: str
@@ -98,7 +99,7 @@ def suggest(
         n_tokens=steps * a_step,
         steps=steps,
         step_tokens=a_step,
-        loss=law.loss(n, advice.flops / 6 / n),
+        loss=min(math.log(model.vocab_size), law.loss(n, advice.flops / 6 / n)),
         sets=tuple(sets),
         command=shlex.join(command) if steps else "",
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -68,7 +69,6 @@ def test_bounds_are_told_in_their_own_units() -> None:
     assert "4.0 h of train.budget.max_hours 3 h, 0.40 USD of" in limit_of(limits, "cpu").over(4 * 3600)
     kwh = local["gpu"].watts / 1000 * pue
     assert limit_of(BudgetConfig(max_energy=kwh * 1.01), "cuda").over(3600) == ""
-    assert "train.budget.max_energy" in limit_of(BudgetConfig(max_energy=kwh * 0.99), "cuda").over(3600)
     assert "train.budget.max_energy" in limit_of(BudgetConfig(max_energy=kwh * 1.01), "cuda", devices=2).over(3600)
     assert limit_of(BudgetConfig(max_cost=local["cpu"].per_hour), "cpu", devices=2).over(3600) == "", "of one processor"
     assert limit_of(BudgetConfig(max_hours=1), "cpu").over(3601) == "1.0 h of train.budget.max_hours 1 h"
@@ -115,6 +115,10 @@ def test_ones_own_prices_count(tmp_path: Path) -> None:
     mine = tmp_path / "mine.yaml"
     mine.write_text(SHIPPED.read_text().replace("cpu: {watts: 30, per_hour: 0.10}", "cpu: {watts: 30, per_hour: 9}"))
     assert "9.00 USD of" in limit_of(BudgetConfig(max_cost=5, rates=str(mine)), "cpu").over(3600)
+    mine.write_text(re.sub(r"(?m)^pue: [0-9.]+", "pue: 2.0", SHIPPED.read_text()))
+    kwh = load_rates().this_machine["cpu"].watts / 1000
+    assert "max_energy" in limit_of(BudgetConfig(max_energy=1.9 * kwh, rates=str(mine)), "cpu").over(3600), "cooling"
+    assert limit_of(BudgetConfig(max_energy=2.1 * kwh, rates=str(mine)), "cpu").over(3600) == ""
     with pytest.raises(ConfigError, match="cannot read the rates"):
         limit_of(BudgetConfig(max_cost=5, rates=str(tmp_path / "none.yaml")), "cpu")
 

@@ -207,6 +207,8 @@ def test_a_law_from_a_file(tmp_path: Path) -> None:
     found = expected_loss(2_000_000, 100_000, 3_000_000, 50_257, own=law)
     assert (found.low, found.outside, found.own) == (TRUE.loss(2e6, 3e6), "", "law.json")
     assert len(found.losses) == 4, "the published ones stand beside it"
+    repeated = expected_loss(2_000_000, 100_000, 3_000_000, 50_257, epochs=9, own=law)
+    assert "the data is read 9.0 times" in repeated.outside
     negative = {**told, "coefficients": {**told["coefficients"], "B": -1.0}}
     for wrong in ({"coefficients": {"E": 1}}, [], {**told, "counts": "some"}, negative):
         file.write_text(json.dumps(wrong))

@@ -37,6 +37,7 @@ def swept(
     settings = folder / "settings.yaml"
     settings.write_text(json.dumps({"preset": "smoke", **merged}))
     asked: dict[str, Any] = {"preset": "smoke", "ladder": LADDER, "overrides": PipelineOverrides.model_validate(merged)}
+    asked["best_for"] = 1e13
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("GPTFLOW_STORE", str(folder / "store"))
         patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{folder}/mlflow.db")
@@ -55,6 +56,8 @@ def test_the_law_is_of_its_rungs_and_joins_their_runs(swept: tuple[Store, dict[s
     assert own is not None
     assert own.info.status == "FINISHED"
     assert own.data.metrics["law/alpha"] == told["coefficients"]["alpha"]
+    assert own.data.tags["gptflow.advice-for"] == "1e+13"
+    assert "1e+13 FLOPs" in mlflow.artifacts.load_text(f"runs:/{own.info.run_id}/advice/1e+13.md")
     names = {file.path for file in MlflowClient().list_artifacts(own.info.run_id, "plots")}
     assert {"plots/isoflop.png", "plots/tokens.png"} <= names
     logged = mlflow.artifacts.load_text(f"runs:/{own.info.run_id}/law/law.json")
