@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -128,3 +129,17 @@ def tiny_data(tmp_path_factory: pytest.TempPathFactory, tiny: Callable[..., Pipe
     corpus, _ = build_corpus(store, config.corpus)
     shards, _ = build_shards(store, corpus, config.shards)
     return store, shards
+
+
+@pytest.fixture(scope="session")
+def undisturbed(
+    tiny_data: tuple[Store, Artifact], tiny: Callable[..., PipelineConfig], tmp_path_factory: pytest.TempPathFactory
+) -> Artifact:
+    """The tiny model of a training that nothing disturbed, in a store of its own that tests only read."""
+    from gptmodel.pretraining.step import plan_training, pretrain
+
+    store = Store(tmp_path_factory.mktemp("undisturbed") / "store")
+    for kind in ("corpus", "shards"):
+        shutil.copytree(tiny_data[0].root / kind, store.root / kind)
+    training = plan_training(store, tiny(), store.resolve(tiny_data[1].label))
+    return pretrain(store, training, on_line=lambda _: None)[0]

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+import shutil
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ from benchmarks.mlflow_server import Server
 
 
 @pytest.fixture(scope="session")
-def workplace(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+def workplace(fresh_mlflow: Callable[[Path], str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A working folder with Prefect's server, MLflow's database and a store; the current folder while tests run."""
     folder = tmp_path_factory.mktemp("workplace")
     before = Path.cwd()
@@ -23,7 +24,7 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         # As `make up` does: on a busy machine events are dropped that find the database locked.
         patch.setenv("PREFECT_SERVER_DATABASE_CONNECTION_TIMEOUT", "60")
         patch.setenv("MLFLOW_DISABLE_TELEMETRY", "true")
-        patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{folder / 'mlflow.db'}")
+        patch.setenv("MLFLOW_TRACKING_URI", fresh_mlflow(folder / "mlflow.db"))
         patch.setenv("GPTFLOW_STORE", str(folder / "store"))
         os.chdir(folder)
         from prefect.testing.utilities import prefect_test_harness
@@ -31,6 +32,24 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         with prefect_test_harness(server_startup_timeout=180):
             yield folder
         os.chdir(before)
+
+
+@pytest.fixture(scope="session")
+def fresh_mlflow(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Path], str]:
+    """Makes an empty database with MLflow's tables at a path, and gives its address. The tables are made once: that
+    takes seconds."""
+    empty = tmp_path_factory.mktemp("mlflow") / "empty.db"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MLFLOW_DISABLE_TELEMETRY", "true")
+        from mlflow import MlflowClient
+
+        MlflowClient(f"sqlite:///{empty}").search_experiments()
+
+    def make(path: Path) -> str:
+        shutil.copyfile(empty, path)
+        return f"sqlite:///{path}"
+
+    return make
 
 
 @pytest.fixture(scope="session")

@@ -57,18 +57,9 @@ class Shelf:
         return Ledger(self.store, NAME)
 
 
-@pytest.fixture(scope="module")
-def database(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A database with MLflow's tables, made once: that takes seconds."""
-    path = tmp_path_factory.mktemp("mlflow") / "empty.db"
-    MlflowClient(f"sqlite:///{path}").search_experiments()
-    return path
-
-
 @pytest.fixture
-def shelf(tmp_path: Path, database: Path, monkeypatch: pytest.MonkeyPatch) -> Shelf:
-    (tmp_path / "mlflow.db").write_bytes(database.read_bytes())
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'mlflow.db'}")
+def shelf(tmp_path: Path, fresh_mlflow: Callable[[Path], str], monkeypatch: pytest.MonkeyPatch) -> Shelf:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", fresh_mlflow(tmp_path / "mlflow.db"))
     monkeypatch.setenv("GPTFLOW_STORE", str(tmp_path / "store"))
     monkeypatch.chdir(tmp_path)
     return Shelf(tmp_path)

@@ -55,12 +55,6 @@ def test_every_command_has_help(command: str) -> None:
     assert "--help" in done.stdout
 
 
-def test_a_model_that_is_not_there_is_one_line(tmp_path: Path) -> None:
-    done = gptflow(tmp_path, "generate", "hello")
-    assert done.returncode == 1
-    assert done.stderr.strip().splitlines()[-1].startswith("gptflow: no checkpoint in ")
-
-
 @pytest.mark.slow  # 30 s of them for a Prefect server of its own; .ci/package does the same with the installed wheel
 def test_pretrain_then_generate_in_a_fresh_folder(tmp_path: Path, tiny_sets: list[str]) -> None:
     sets = [word for text in tiny_sets for word in ("--set", text)]

@@ -113,8 +113,8 @@ def test_a_training_that_wakes_up_after_it_was_replaced_writes_nothing(
 
 
 @pytest.fixture(scope="module")
-def database(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return f"sqlite:///{tmp_path_factory.mktemp('fencing')}/mlflow.db"
+def database(fresh_mlflow: Callable[[Path], str], tmp_path_factory: pytest.TempPathFactory) -> str:
+    return fresh_mlflow(tmp_path_factory.mktemp("fencing") / "mlflow.db")
 
 
 @pytest.fixture

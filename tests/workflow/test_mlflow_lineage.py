@@ -51,7 +51,12 @@ class World:
 
 
 @pytest.fixture(scope="module")
-def world(tiny: Tiny, tiny_data: tuple[Store, Artifact], tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
+def world(
+    tiny: Tiny,
+    tiny_data: tuple[Store, Artifact],
+    fresh_mlflow: Callable[[Path], str],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[World]:
     folder = tmp_path_factory.mktemp("world")
     checkout = folder / "checkout"
     for name in ("flows", "gptmodel", "tasks"):
@@ -65,7 +70,7 @@ def world(tiny: Tiny, tiny_data: tuple[Store, Artifact], tmp_path_factory: pytes
     store = Store(folder / "store")
     shards = store.resolve(tiny_data[1].label)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{folder / 'mlflow.db'}")
+        patch.setenv("MLFLOW_TRACKING_URI", fresh_mlflow(folder / "mlflow.db"))
         patch.setattr(provenance, "_PROJECT", checkout)
         patch.chdir(folder)
         for known in (provenance._code, provenance._fixed):

@@ -111,12 +111,9 @@ class Place:
 
 
 @pytest.fixture(scope="module")
-def whole(
-    tiny_data: tuple[Store, Artifact], tiny: Tiny, tmp_path_factory: pytest.TempPathFactory
-) -> tuple[Place, Artifact]:
+def whole(tiny_data: tuple[Store, Artifact], tiny: Tiny, undisturbed: Artifact) -> tuple[Place, Artifact]:
     """The run that nothing disturbed."""
-    place = Place(tiny_data, tiny(), tmp_path_factory.mktemp("whole") / "place")
-    return place, place.finish()[0]
+    return Place(tiny_data, tiny(), undisturbed.path.parents[2]), undisturbed
 
 
 @pytest.fixture(scope="module")

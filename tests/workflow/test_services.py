@@ -128,14 +128,18 @@ def test_a_deployment_runs_with_nothing_exported(project: Project) -> None:
     assert "Completed" in done.stdout
 
 
-def test_what_the_flow_tracked_is_shown_by_the_server_and_read_without_it(project: Project) -> None:
+def test_what_the_flow_tracked_is_shown_by_the_server_and_read_without_it(
+    project: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from mlflow.artifacts import download_artifacts
+
     (run,) = (project.folder / "mlruns").glob("*/*/artifacts/said.txt")
     run_id = run.parents[1].name
     shown = ask(f"http://127.0.0.1:{project.mlflow_port}/get-artifact?path=said.txt&run_uuid={run_id}")
     assert shown == "good day"
-    read = "import mlflow, sys; print(mlflow.artifacts.load_text(f'runs:/{sys.argv[1]}/said.txt'))"
-    done = project.run("-c", read, run_id, MLFLOW_TRACKING_URI="sqlite:///mlflow.db")
-    assert "good day" in done.stdout, done.stderr
+    monkeypatch.chdir(project.folder)
+    where = {"dst_path": str(tmp_path), "tracking_uri": "sqlite:///mlflow.db"}
+    assert Path(download_artifacts(run_id=run_id, artifact_path="said.txt", **where)).read_text() == "good day"
 
 
 def test_nothing_listens_on_other_addresses(project: Project) -> None:

@@ -55,14 +55,6 @@ def data(tiny_data: tuple[Store, Artifact], tmp_path: Path) -> tuple[Store, Arti
     return own, own.resolve(tiny_data[1].label)
 
 
-@pytest.fixture(scope="module")
-def undisturbed(tiny_data: tuple[Store, Artifact], tiny: Tiny, tmp_path_factory: pytest.TempPathFactory) -> Artifact:
-    root = tmp_path_factory.mktemp("undisturbed") / "store"
-    shutil.copytree(tiny_data[0].root, root)
-    own = Store(root)
-    return pretrain(own, plan_training(own, tiny(), own.resolve(tiny_data[1].label)), on_line=lambda _: None)[0]
-
-
 def train(
     store: Store, shards: Artifact, config: PipelineConfig, on_line: Callable[[str], None] = lambda _: None
 ) -> Artifact:
