@@ -79,6 +79,8 @@ class Memory:
     """Python and its libraries; on a GPU a few hundred MB more than is counted."""
     summed: int
     """Gradients of the token table while those of head and lookup are summed."""
+    gathered: int
+    """Whole weights of the root's group and of two others, of a model that is cut up between processes."""
     accumulates: bool
     """There is more than one micro-batch in a step, so that gradients lie beside activations."""
 
@@ -86,8 +88,8 @@ class Memory:
     def total(self) -> int:
         """The most at one time: activations and all gradients are not there together, but where a step accumulates."""
         always = self.weights + self.optimizer + self.copies + self.framework
-        forward = self.activations + self.logits + self.head + self.casts
-        backward = self.gradients + self.summed
+        forward = self.activations + self.logits + self.head + self.casts + self.gathered
+        backward = self.gradients + self.summed + self.gathered
         return always + max(forward + (self.gradients if self.accumulates else 0), backward)
 
 
@@ -131,8 +133,11 @@ def memory(
     on_cpu: bool = False,
     muon: bool = False,
     accumulates: bool = False,
+    parts: int = 1,
 ) -> Memory:
-    """Estimate for a device that holds the whole model.
+    """Estimate for a device that holds the whole model, or one of so many `parts` of its weights and moments.
+
+    Of parts, gradients are whole while a step's micro-batches add up (`gptmodel.sharding`).
 
     Attention stores its matrix only in bfloat16 on a processor, without dropout. Activations by Korthikanti et al. 2022
     without that matrix, and twice that where all is float32. On a GPU the caching allocator's waste and the framework's
@@ -150,28 +155,36 @@ def memory(
     logits = -(-tokens // chunks) * V
     table = _FLOAT32 * found.tokens
     optimizer = _FLOAT32 * (2 * N - by_muon)
+    root = _FLOAT32 * (N - L * (12 * model.n_embd + 9) * model.n_embd)
+    feed_forward = number * (8 * model.n_embd + 5) * model.n_embd
+    gradients = _FLOAT32 * N if parts == 1 or accumulates else _FLOAT32 * N // parts + root
     return Memory(
-        weights=_FLOAT32 * N,
-        gradients=_FLOAT32 * N,
-        optimizer=optimizer,
+        weights=_FLOAT32 * N // parts,
+        gradients=gradients,
+        optimizer=optimizer // parts,
         activations=L * (tokens * model.n_embd * a_place + _BFLOAT16 * kept),
         logits=logits * (number if on_cpu else number + _FLOAT32),  # a processor takes softmax a few rows at a time
         head=table + (_BFLOAT16 * found.tokens if bfloat16 else 0),
-        casts=_BFLOAT16 * N if bfloat16 else 0,
+        casts=_BFLOAT16 * N if bfloat16 and parts == 1 else 0,  # the groups are gathered as such
         copies=_FLOAT32 * N + optimizer if on_cpu else 0,
         framework=_FRAMEWORK if on_cpu else 0,
         summed=_SUMMED * table,
+        gathered=root + 2 * feed_forward if parts > 1 else 0,
         accumulates=accumulates,
     )
 
 
-def largest_micro_batch(model: ModelConfig, device_bytes: float, *, bfloat16: bool) -> int:
+def largest_micro_batch(model: ModelConfig, device_bytes: float, *, bfloat16: bool, parts: int = 1) -> int:
     """The most sequences whose estimate stays within a GPU's bytes; 0 where not even one does."""
+
+    def fits(micro_batch_size: int) -> bool:
+        held = memory(model, micro_batch_size, bfloat16=bfloat16, accumulates=True, parts=parts)
+        return held.total <= device_bytes
+
     low, high = 0, 1
-    while memory(model, high, bfloat16=bfloat16, accumulates=True).total <= device_bytes and high < 1 << 20:
+    while fits(high) and high < 1 << 20:
         low, high = high, 2 * high
     while high - low > 1:
         middle = (low + high) // 2
-        fits = memory(model, middle, bfloat16=bfloat16, accumulates=True).total <= device_bytes
-        low, high = (middle, high) if fits else (low, middle)
+        low, high = (middle, high) if fits(middle) else (low, middle)
     return low

@@ -20,6 +20,7 @@ from gptmodel.config import ModelConfig, PipelineConfig, recipe
 from gptmodel.errors import CheckpointError, ConfigError
 from gptmodel.model import GPT
 from gptmodel.settings import parse_config
+from gptmodel.sharding import laid_out_like
 from gptmodel.store.artifacts import Artifact, fsync_path, write_atomic
 
 WEIGHTS_FILE = "model.safetensors"
@@ -130,7 +131,8 @@ def fill(model: GPT, path: Path, names: Mapping[str, str], transposed: Iterable[
         with safe_open(path, framework="pt", device="cpu") as file:
             for theirs, ours in names.items():
                 tensor: Tensor = file.get_tensor(theirs)
-                parameters[ours].copy_(tensor.T if theirs in turned else tensor)
+                parameter = parameters[ours]
+                parameter.copy_(laid_out_like(tensor.T if theirs in turned else tensor, parameter))
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"{path} cannot be read: {error}; get the file again") from None
 

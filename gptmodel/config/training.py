@@ -93,6 +93,9 @@ class TrainConfig:
     """auto is cuda where there is one."""
     processes: int = 0
     """Training processes; 0 is one for each GPU, or one on a processor."""
+    sharding: Literal["none", "full"] = "none"
+    """Of several processes: with none each holds all weights, gradients and moments; with full each holds its part of
+    them (FSDP2), for models that do not fit otherwise. Results differ by rounding; one process has nothing to cut."""
     threads: int = 0
     """CPU threads for each process; 0 is one for each core. Another number gives results that differ by rounding."""
     deterministic: bool = False
@@ -128,7 +131,7 @@ class TrainConfig:
     """What it may take; without bounds unless they are given."""
 
     EXECUTION: ClassVar[frozenset[str]] = frozenset(
-        {"processes", "threads", "keep_checkpoints", "max_spikes", "budget"}
+        {"processes", "sharding", "threads", "keep_checkpoints", "max_spikes", "budget"}
     )
 
     def __post_init__(self) -> None:

@@ -70,6 +70,7 @@ def _is_alike(made: Artifact, config: PipelineConfig) -> bool:
         asked["model"] == recipe(config.model)
         and _shape(asked["train"]) == _shape(wanted)
         and config.train.processes in (0, pace["processes"])
+        and (pace["processes"] == 1 or pace.get("sharded", False) == (config.train.sharding == "full"))
         and _is_here(made, config)
     )
 

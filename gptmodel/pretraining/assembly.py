@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import shlex
 import time
 from dataclasses import dataclass, field
@@ -11,10 +12,12 @@ from typing import Any
 import psutil
 import torch
 
-from gptmodel.config import PipelineConfig
+from gptmodel.config import PipelineConfig, TrainConfig
 from gptmodel.device import Machine
 from gptmodel.errors import ArtifactError
+from gptmodel.model import GPT
 from gptmodel.planning.budget import limit_of
+from gptmodel.sharding import own_part, shard
 from gptmodel.store.artifacts import Artifact, load_artifact
 from gptmodel.tokenizer import gpt2
 from gptmodel.tokens.batches import Batches
@@ -30,6 +33,7 @@ from gptmodel.training.stopwatch import FIRST_STEPS_FILE, Stopwatch
 from gptmodel.training.validation import SplitEvaluator
 from gptmodel.weights import WEIGHTS_FILE, load_weights, untrained_model
 
+log = logging.getLogger(__name__)
 CHECKPOINTS = "checkpoints"  # in the `.work` of the directory being built
 METRICS_FILE = "metrics.jsonl"
 
@@ -72,7 +76,7 @@ def assemble(
     model = untrained_model(config)
     if job.init_from:
         load_weights(model, _as_planned(job.init_from, job.init_digest).file(WEIGHTS_FILE))
-    model.to(machine.device)
+    _place(model, config.train, machine, rank, world)
     shards = _as_planned(job.shards, job.shards_digest)
     checked = DataCheck(shards)
     stream = open_split(shards, "train", check=False)
@@ -108,6 +112,22 @@ def assemble(
         began=_began(),
         clock=Stopwatch(Path(job.run_dir) / FIRST_STEPS_FILE),
     )
+
+
+def _place(model: GPT, train: TrainConfig, machine: Machine, rank: int, world: int) -> None:
+    """To the device; of a model that is cut up only a part, so that the whole never lies there."""
+    if world == 1 or train.sharding == "none":
+        model.to(machine.device)
+        return
+    shard(model, machine.device, machine.precision, compiled=train.compile)
+    if rank == 0:
+        own = sum(own_part(parameter).numel() for parameter in model.parameters())
+        log.info(
+            "cut up between %d processes: %s of %s parameters in this one",
+            world,
+            f"{own:,}",
+            f"{model.num_parameters():,}",
+        )
 
 
 def _began() -> float:

@@ -29,6 +29,7 @@ from gptmodel.loss import perplexity
 from gptmodel.model import GPT
 from gptmodel.pretraining.assembly import CHECKPOINTS, METRICS_FILE, Job, assemble
 from gptmodel.settings import parse_config
+from gptmodel.sharding import is_sharded
 from gptmodel.store.artifacts import SCRATCH, write_atomic
 from gptmodel.store.locks import exclusive
 from gptmodel.store.space import storage_errors, training_bytes, used_bytes
@@ -36,7 +37,7 @@ from gptmodel.training.checkpoint import Checkpointer, TrainState
 from gptmodel.training.launch import ERROR_FILE, ERROR_ROOM
 from gptmodel.training.metrics_log import MetricsLog, curve, read_lines
 from gptmodel.training.seen import StopSignal
-from gptmodel.weights import load_weights, save_model
+from gptmodel.weights import empty_model, load_weights, save_model
 
 log = logging.getLogger("gptmodel.pretraining.worker")
 SUMMARY_FILE = "summary.json"
@@ -145,7 +146,12 @@ def _train(
         if job.until:
             write_atomic(work / SUMMARY_FILE, json.dumps({"machine": _in_words(machine)}))
             return
-        pace = {**trainer.clock.pace(peak_memory_bytes(machine.device)), "processes": world, "resumed": goes_on}
+        pace = {
+            **trainer.clock.pace(peak_memory_bytes(machine.device)),
+            "processes": world,
+            "sharded": is_sharded(trainer.model),
+            "resumed": goes_on,
+        }
         _leave_product(job, config, trainer.model, checkpoints, state, machine, pace)
 
 
@@ -178,9 +184,12 @@ def _leave_product(
     pace: dict[str, Any],
 ) -> None:
     building, log_file = Path(job.building), Path(job.run_dir) / METRICS_FILE
-    if config.train.publish == "best":
-        load_weights(model, checkpoints.weights_file(state.best_step))
     published_step = state.best_step if config.train.publish == "best" else state.step
+    in_parts = is_sharded(model)
+    if in_parts:
+        model = empty_model(model.config)
+    if in_parts or config.train.publish == "best":
+        load_weights(model, checkpoints.weights_file(published_step))
     save_model(model, building)
     lines = [json.dumps(line) + "\n" for line in curve(log_file)]
     write_atomic(building / "curve.jsonl", "".join(lines))

@@ -25,6 +25,7 @@ from torch import Tensor
 
 from gptmodel.errors import CheckpointError
 from gptmodel.model import GPT
+from gptmodel.sharding import gathered, laid_out_like, own_part
 from gptmodel.store.artifacts import fsync_path, sha256_file, write_atomic
 from gptmodel.weights import load_weights
 
@@ -86,11 +87,25 @@ class Checkpointer:
             shutil.rmtree(leftover)
 
     def save(self, model: GPT, optimizer: torch.optim.Optimizer, state: TrainState) -> None:
-        """Copy everything now; write it while training goes on. Waits for the write before, and raises its error."""
+        """Copy everything now; write it while training goes on. Waits for the write before, and raises its error.
+
+        Of a model that is cut up every process calls it, and the one that is not `read_only` gets and writes the whole.
+        """
         self.wait()
-        weights = {name: p.detach().to("cpu", copy=True) for name, p in model.named_parameters()}
-        moments = _optimizer_tensors(model, optimizer)
+        weights = self._copied({name: p.detach() for name, p in model.named_parameters()})
+        moments = self._copied(_optimizer_tensors(model, optimizer))
+        if self.read_only:
+            return
         self._pending = self._pool.submit(self._write_or_remove, weights, moments, TrainState(**asdict(state)))
+
+    def _copied(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Whole, in the host's memory; one that does not write gives its parts and keeps nothing."""
+        copies = {}
+        for name, tensor in tensors.items():
+            found = gathered(tensor)
+            if not self.read_only:
+                copies[name] = found.to("cpu", copy=found is tensor)
+        return copies
 
     def wait(self) -> None:
         """Until the last checkpoint is on disk; raises what its write raised."""
@@ -188,10 +203,10 @@ def cost_of_a_copy(model: GPT, optimizer: torch.optim.Optimizer) -> tuple[float,
     """Seconds (by a copy of the largest tensor) and bytes of what `Checkpointer.save` copies before it writes."""
     tensors = [p.detach() for p in model.parameters()]
     tensors += [value for state in optimizer.state.values() for value in state.values()]
-    largest = max(tensors, key=Tensor.numel)
+    largest = own_part(max(tensors, key=Tensor.numel))
     started = time.perf_counter()
     largest.to("cpu", copy=True)
-    seconds, n_bytes = time.perf_counter() - started, sum(tensor.nbytes for tensor in tensors)
+    seconds, n_bytes = time.perf_counter() - started, sum(tensor.numel() * tensor.element_size() for tensor in tensors)
     return seconds * n_bytes / largest.nbytes, n_bytes
 
 
@@ -209,7 +224,7 @@ def _verified(path: Path) -> Path:
 def _optimizer_tensors(model: GPT, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     names: dict[Tensor, str] = {p: name for name, p in model.named_parameters()}
     return {
-        f"{field}:{names[p]}": value.detach().to("cpu", copy=True)
+        f"{field}:{names[p]}": value.detach()
         for p, fields in optimizer.state.items()
         for field, value in fields.items()
     }
@@ -222,6 +237,6 @@ def _restore_optimizer(model: GPT, optimizer: torch.optim.Optimizer, tensors: di
         field, _, name = key.partition(":")
         if name not in states:
             raise CheckpointError(f"the optimizer state names {name}, which the model does not have")
-        states[name][field] = value.to(parameters[name].device)
+        states[name][field] = laid_out_like(value, parameters[name])
     for name, fields in states.items():
         optimizer.state[parameters[name]] = fields

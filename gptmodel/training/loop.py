@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import Tensor
 
 from gptmodel.config import TrainConfig
 from gptmodel.device import Machine, peak_memory_bytes
@@ -24,6 +24,7 @@ from gptmodel.training.feed import Feed
 from gptmodel.training.metrics_log import MetricsLog
 from gptmodel.training.optimizer import learning_rate
 from gptmodel.training.pace import saves_beside_steps
+from gptmodel.training.ranks import ranks_of
 from gptmodel.training.seen import Evaluator, Seen, StopSignal, clip_gradients, step_seed
 from gptmodel.training.spikes import named, remember, spike, told
 from gptmodel.training.stopwatch import Stopwatch
@@ -66,11 +67,7 @@ class Trainer:
     """What the parts of this attempt take; makes a forecast after the first steps where it has a place for it."""
 
     def __post_init__(self) -> None:
-        self._step_module: nn.Module = self.model
-        if self.config.compile:
-            self._step_module = torch.compile(self.model)  # type: ignore[assignment]
-        if self.world > 1:
-            self._step_module = nn.parallel.DistributedDataParallel(self._step_module)
+        self._ranks = ranks_of(self.model, self.world, compiled=self.config.compile)
         self._feed = Feed(self.machine.device)
         self._teller = Teller(self.metrics, self.config, self.model, self.machine, self.world)
         self._earlier = 0.0
@@ -167,8 +164,7 @@ class Trainer:
         losses: list[Tensor] = []
         n_bytes = 0
         for number, (ids_BT, targets_BT) in enumerate(micro_batches):
-            if isinstance(self._step_module, nn.parallel.DistributedDataParallel):
-                self._step_module.require_backward_grad_sync = number == len(micro_batches) - 1
+            self._ranks.exchange(number == len(micro_batches) - 1)
             loss = self.loss(ids_BT, targets_BT) / len(micro_batches)
             torch.autograd.backward(loss)
             losses.append(loss.detach())
@@ -186,7 +182,7 @@ class Trainer:
         """Mean loss of one micro-batch, on the device and in the precision of the run."""
         inputs, targets = (t.to(self.machine.device, non_blocking=True) for t in (ids_BT, targets_BT))
         with self.machine.autocast():
-            loss: Tensor = self._step_module(inputs, targets)
+            loss: Tensor = self._ranks.module(inputs, targets)
         return loss
 
     def _leave_out(self, state: TrainState, reason: str) -> dict[str, Any]:
@@ -248,6 +244,7 @@ class Trainer:
         if self.rank == 0:
             self._count_time(state)
             self.metrics.sync()
+        if self.rank == 0 or self._ranks.shares:
             started = time.perf_counter()
             self.checkpoints.save(self.model, self.optimizer, state)
             self.clock.saves.append(time.perf_counter() - started)

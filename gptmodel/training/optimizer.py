@@ -8,8 +8,10 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.optim._muon import _adjust_lr, _zeropower_via_newtonschulz
 
 from gptmodel.config import OptimizerConfig
+from gptmodel.sharding import gathered, laid_out_like, own_part
 
 
 def _bare(method: Callable[..., Any]) -> Callable[..., Any]:
@@ -32,6 +34,31 @@ class AdamW(_Light, torch.optim.AdamW):
 
 class Muon(_Light, torch.optim.Muon):
     step = torch.no_grad()(_bare(torch.optim.Muon.step))
+
+
+class MuonInParts(Muon):
+    """The same update of matrices that are cut up between processes, each of which keeps its part of the momentum.
+
+    Newton-Schulz needs the whole of a matrix: it is gathered once, in the bfloat16 that the products are of, where
+    torch's own step on parts would send it for each of them.
+    """
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
+        for group in self.param_groups:
+            rate, momentum = group["lr"], group["momentum"]
+            for p in group["params"]:
+                if p.grad is None:
+                    continue
+                state = self.state[p]
+                if not state:
+                    state["momentum_buffer"] = torch.zeros_like(p.grad)
+                state["momentum_buffer"].lerp_(p.grad, 1 - momentum)
+                update = p.grad.lerp(state["momentum_buffer"], momentum)
+                whole = gathered(update.bfloat16())
+                whole = _zeropower_via_newtonschulz(whole, group["ns_coefficients"], group["ns_steps"], group["eps"])
+                p.mul_(1 - rate * group["weight_decay"])
+                p.add_(laid_out_like(whole, p), alpha=-_adjust_lr(rate, group["adjust_lr_fn"], p.shape))
 
 
 class MuonAndAdamW(_Light):
@@ -61,7 +88,8 @@ def make_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.Opt
     adamw = AdamW(groups, lr=config.learning_rate, betas=(config.beta1, config.beta2), eps=config.eps, fused=True)
     if not by_muon:
         return adamw
-    muon = Muon(
+    cut_up = own_part(named[0][1]) is not named[0][1]
+    muon = (MuonInParts if cut_up else Muon)(
         [p for name, p in named if name in by_muon],
         lr=config.learning_rate,
         weight_decay=config.weight_decay,

@@ -8,6 +8,8 @@ from typing import Any, Protocol
 
 from torch import Tensor, nn
 
+from gptmodel.sharding import gathered
+
 
 @dataclass(frozen=True)
 class Validation:
@@ -53,7 +55,7 @@ def clip_gradients(model: nn.Module, largest: float) -> Tensor:
     waited for to know it, so there they always are, by 1 where it is not.
     """
     gradients = [p.grad for p in model.parameters() if p.grad is not None]
-    norm = nn.utils.get_total_norm(gradients)
+    norm: Tensor = gathered(nn.utils.get_total_norm(gradients))
     if norm.device.type != "cpu" or not norm <= largest:  # not finite too: who sees the norm decides what then happens
         nn.utils.clip_grads_with_norm_(model.parameters(), largest, norm)
     return norm

@@ -11,6 +11,7 @@ from torch import Tensor
 from gptmodel.config import TrainConfig
 from gptmodel.device import Machine
 from gptmodel.model import GPT
+from gptmodel.sharding import whole
 from gptmodel.tokenizer import gpt2
 from gptmodel.tokens.batches import Stream, eval_windows, read_windows
 from gptmodel.training.seen import Validation
@@ -32,21 +33,22 @@ class SplitEvaluator:
     @torch.no_grad()
     def __call__(self) -> Validation:
         """Mean loss and bits per byte over all ranks' windows; samples on rank 0."""
-        nats, n_bytes, n_tokens = self._score()
+        model = whole(self._model)
+        nats, n_bytes, n_tokens = self._score(model)
         return Validation(
             loss=nats / n_tokens,
             bits_per_byte=nats / math.log(2) / max(1.0, n_bytes),
-            samples=self._samples() if self._rank == 0 else [],
+            samples=self._samples(model) if self._rank == 0 else [],
         )
 
-    def _score(self) -> tuple[float, float, float]:
+    def _score(self, model: GPT) -> tuple[float, float, float]:
         size = self._config.micro_batch_size
         mine = self._windows[self._rank :: self._world]
         losses: list[tuple[Tensor, int, int]] = []
         for start in range(0, len(mine), size):
             ids_BT, targets_BT = read_windows(self._stream, mine[start : start + size], self._context)
             with self._machine.autocast():
-                loss = self._model(ids_BT.to(self._machine.device), targets_BT.to(self._machine.device))
+                loss = model(ids_BT.to(self._machine.device), targets_BT.to(self._machine.device))
             losses.append((loss, int(self._byte_lengths[targets_BT].sum()), targets_BT.numel()))
         sums = torch.zeros(3, dtype=torch.float64)
         for loss, n_bytes, n in losses:  # only now: each would be a wait for a GPU
@@ -55,8 +57,8 @@ class SplitEvaluator:
             dist.all_reduce(sums)
         return float(sums[0]), float(sums[1]), float(sums[2])
 
-    def _samples(self) -> list[dict[str, str]]:
+    def _samples(self, model: GPT) -> list[dict[str, str]]:
         return [
-            {"prompt": prompt, "text": continue_text(self._model, prompt, self._config.sample)}
+            {"prompt": prompt, "text": continue_text(model, prompt, self._config.sample)}
             for prompt in self._config.sample_prompts
         ]

@@ -37,10 +37,10 @@ def die():
 def sample_to_die_at(left):
     from gptmodel.training.validation import SplitEvaluator
     real = SplitEvaluator._samples
-    def samples(self):
+    def samples(self, model):
         nonlocal left
         left -= 1
-        return real(self) if left else die()
+        return real(self, model) if left else die()
     SplitEvaluator._samples = samples
 
 def look(found, args):

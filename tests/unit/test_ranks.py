@@ -1,0 +1,167 @@
+"""Two real processes take a step together: what each holds, what they send each other, and that it is counted right."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+
+from gptmodel.config import ModelConfig, OptimizerConfig, TrainConfig
+from gptmodel.device import Machine
+from gptmodel.model import GPT
+from gptmodel.planning.trial import RandomTokens
+from gptmodel.sharding import own_part, shard
+from gptmodel.tokens.batches import Batches
+from gptmodel.training.checkpoint import Checkpointer, TrainState
+from gptmodel.training.loop import Trainer
+from gptmodel.training.metrics_log import MetricsLog
+from gptmodel.training.optimizer import make_optimizer
+from gptmodel.training.seen import StopSignal, Validation
+from tests.traffic import Traffic
+
+RANKS, BATCH = 2, 16
+SHAPE = ModelConfig(vocab_size=502, context_length=16, n_layer=3, n_head=2, n_embd=32, dropout=0.0)
+MACHINE = Machine(torch.device("cpu"), "float32", 1, "cpu", 1e9, "measured", "as configured")
+WEIGHTS = 4 * sum(p.numel() for p in GPT(SHAPE, seed=1).parameters())
+GROUPS = 4 * SHAPE.n_layer * (12 * SHAPE.n_embd**2 + 9 * SHAPE.n_embd)  # attention and feed-forward, without norms
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not dist.is_gloo_available(), reason="no gloo in this torch"),
+]
+
+
+@dataclass(frozen=True)
+class Asked:
+    """How two processes train."""
+
+    micro_batches: int = 2
+    sharded: bool = True
+    kind: Any = "adamw"
+    precision: str = "float32"
+    compiled: bool = False
+
+
+def trainer_of(directory: Path, micro_batches: int, asked: Asked, rank: int = 0, world: int = 1) -> Trainer:
+    """A trainer whose steps have so many micro-batches in each process."""
+    model, machine = GPT(SHAPE, seed=1), replace(MACHINE, precision=asked.precision)
+    if world > 1 and asked.sharded:
+        shard(model, machine.device, asked.precision, compiled=asked.compiled)
+    optimizer = OptimizerConfig(kind=asked.kind, learning_rate=1e-2, warmup_steps=0, schedule="constant")
+    config = TrainConfig(batch_size=BATCH, micro_batch_size=BATCH // world // micro_batches, optimizer=optimizer)
+    return Trainer(
+        model=model,
+        optimizer=make_optimizer(model, optimizer),
+        batches=Batches(
+            RandomTokens(100_000, SHAPE.vocab_size),
+            context_length=SHAPE.context_length,
+            batch_size=BATCH,
+            micro_batch_size=config.micro_batch_size,
+            seed=1,
+            rank=rank,
+            world=world,
+        ),
+        evaluate=lambda: Validation(1.0, 1.0),
+        metrics=MetricsLog(directory / "metrics.jsonl"),
+        checkpoints=Checkpointer(directory / "checkpoints", 1, read_only=rank != 0),
+        config=config,
+        machine=machine,
+        byte_lengths=torch.ones(SHAPE.vocab_size, dtype=torch.int64),
+        stop=StopSignal(),
+        documents=lambda _: [],
+        replay="",
+        rank=rank,
+        world=world,
+    )
+
+
+def one_rank(rank: int, folder: str, asked: Asked) -> None:
+    """What one process does and sees, as JSON in the folder."""
+    torch.set_num_threads(1)
+    directory = Path(folder)
+    dist.init_process_group("gloo", init_method=f"file://{directory}/meeting", rank=rank, world_size=RANKS)
+    trainer = trainer_of(directory, asked.micro_batches, asked, rank, RANKS)
+    state, seen = TrainState(), []
+    trainer.model.train()
+    for _ in range(3):
+        with Traffic() as traffic:
+            seen.append(asdict(trainer.advance(state)))
+    trainer.checkpoints.save(trainer.model, trainer.optimizer, state)
+    trainer.checkpoints.close()
+    weights = sum(own_part(p).nbytes for p in trainer.model.parameters())
+    moments = [own_part(value) for fields in trainer.optimizer.state.values() for value in fields.values()]
+    held = {"weights": weights, "moments": sum(value.nbytes for value in moments if value.dim())}
+    told = {"seen": seen, "held": held, "bytes": traffic.bytes, "calls": traffic.calls}
+    (directory / f"rank-{rank}.json").write_text(json.dumps(told))
+    dist.destroy_process_group()
+
+
+def two_ranks(directory: Path, asked: Asked) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Three steps of two processes; what each saw."""
+    directory.mkdir()
+    mp.spawn(one_rank, (str(directory), asked), RANKS)  # type: ignore[no-untyped-call]
+    first, second = (json.loads((directory / f"rank-{rank}.json").read_text()) for rank in range(RANKS))
+    return first, second
+
+
+def test_averaging_sends_the_gradients_once_a_step_whatever_the_number_of_micro_batches(tmp_path: Path) -> None:
+    for micro_batches in (1, 4):
+        first, second = two_ranks(tmp_path / str(micro_batches), Asked(micro_batches, sharded=False))
+        # 16 bytes are the loss and the bytes of its targets, two float64
+        assert first["bytes"] == second["bytes"] == {"allreduce_": WEIGHTS + 16}
+        assert first["held"] == second["held"] == {"weights": WEIGHTS, "moments": 2 * WEIGHTS}
+
+
+def test_parts_send_what_the_page_on_scaling_says(tmp_path: Path) -> None:
+    for micro_batches, precision in ((1, "float32"), (4, "bfloat16")):
+        first, second = two_ranks(tmp_path / precision, Asked(micro_batches, precision=precision))
+        assert first["bytes"] == second["bytes"]
+        sent = dict(first["bytes"])
+        assert sent.pop("_reduce_scatter_base_") == WEIGHTS, "gradients go once a step"
+        groups = GROUPS if precision == "float32" else GROUPS // 2
+        # the groups forward and back; the rest once, since it is kept
+        assert sent.pop("_allgather_base_") == micro_batches * (WEIGHTS - GROUPS + 2 * groups)
+        assert sum(sent.values()) < 100, f"beside them only loss and norm: {sent}"
+
+
+def test_each_process_holds_its_part_of_weights_and_moments_and_no_more(tmp_path: Path) -> None:
+    found = [told["held"] for told in two_ranks(tmp_path / "run", Asked())]
+    assert sum(held["weights"] for held in found) == WEIGHTS
+    assert sum(held["moments"] for held in found) == 2 * WEIGHTS
+    for held in found:
+        assert held["weights"] == pytest.approx(WEIGHTS / RANKS, rel=0.02)
+        assert held["moments"] == pytest.approx(2 * WEIGHTS / RANKS, rel=0.02)
+
+
+@pytest.mark.parametrize(
+    ("asked", "loss", "norm", "weight"),
+    [
+        (Asked(), 1e-6, 1e-5, 1e-4),
+        (Asked(kind="muon"), 1e-4, 1e-3, 1e-3),
+        (Asked(precision="bfloat16"), 1e-4, 1e-3, 1e-3),
+        (Asked(compiled=True), 1e-5, 1e-4, 1e-3),
+    ],
+    ids=["adamw", "muon", "bfloat16", "compiled"],
+)
+def test_losses_gradient_norms_and_updates_are_those_of_one_process(
+    tmp_path: Path, asked: Asked, loss: float, norm: float, weight: float
+) -> None:
+    """Muon multiplies in bfloat16, whatever the rest does: what differs by rounding comes out further apart."""
+    told, _ = two_ranks(tmp_path / "two", asked)
+    one, other = (trainer_of(tmp_path / name, 2 * asked.micro_batches, asked) for name in ("one", "other"))
+    state = TrainState()
+    seen = [one.advance(state) for _ in range(3)]
+    assert [step["loss"] for step in told["seen"]] == pytest.approx([step.loss for step in seen], abs=loss)
+    assert [step["grad_norm"] for step in told["seen"]] == pytest.approx([step.grad_norm for step in seen], rel=norm)
+    found = Checkpointer(tmp_path / "two" / "checkpoints", 1).load_newest(other.model, other.optimizer)
+    assert found is not None
+    assert (found.step, found.tokens) == (state.step, state.tokens)
+    for (name, mine), theirs in zip(one.model.named_parameters(), other.model.parameters(), strict=True):
+        apart = float((mine - theirs).abs().max())
+        assert apart < weight, (name, apart)
+        assert {*one.optimizer.state[mine]} == {*other.optimizer.state[theirs]}, name
