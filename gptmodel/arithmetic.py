@@ -80,7 +80,8 @@ class Memory:
     summed: int
     """Gradients of the token table while those of head and lookup are summed."""
     gathered: int
-    """Whole weights of the root's group and of two others, of a model that is cut up between processes."""
+    """Whole weights of the root's group and of two others, of a model that is cut up between processes; the root's once
+    more as they travel, and their gradients after them."""
     accumulates: bool
     """There is more than one micro-batch in a step, so that gradients lie beside activations."""
 
@@ -169,7 +170,7 @@ def memory(
         copies=_FLOAT32 * N + optimizer if on_cpu else 0,
         framework=_FRAMEWORK if on_cpu else 0,
         summed=_SUMMED * table,
-        gathered=root + 2 * feed_forward if parts > 1 else 0,
+        gathered=2 * root + 2 * feed_forward if parts > 1 else 0,
         accumulates=accumulates,
     )
 

@@ -160,13 +160,15 @@ def forecast(
     seconds = pace.seconds(train) * (correction[0] if trial else 1.0) if pace else 0.0
     local = rates.this_machine["gpu" if on_gpu else "cpu"]
     device_hours = seconds / 3600 * (known.processes if known and on_gpu else 1)
+    processes = known.processes if known else train.processes or (devices if on_gpu else 1)
     held = memory(
         model,
         train.micro_batch_size,
         bfloat16=bf16,
         on_cpu=not on_gpu,
         muon=train.optimizer.kind == "muon",
-        accumulates=train.batch_size // train.micro_batch_size > (known.processes if known else 1),
+        accumulates=train.batch_size // train.micro_batch_size > processes,
+        parts=processes if train.sharding == "full" else 1,
     )
     return Forecast(
         name=config.name,
@@ -221,5 +223,10 @@ def _offer(
         hours=device_hours / devices,
         mfu=share,
         bill=bill(device_hours, hardware.watts, hardware.per_hour, rates.pue, grams),
-        micro_batch=largest_micro_batch(config.model, hardware.memory_gb * 1e9 * SPARE, bfloat16=True),
+        micro_batch=largest_micro_batch(
+            config.model,
+            hardware.memory_gb * 1e9 * SPARE,
+            bfloat16=True,
+            parts=devices if config.train.sharding == "full" else 1,
+        ),
     )

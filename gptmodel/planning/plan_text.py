@@ -77,7 +77,9 @@ def _memory(plan: Forecast) -> Section:
         ("activations", size(held.activations), "of one micro-batch (estimate)"),
         ("logits", size(held.logits), "some rows at a time"),
         ("head", size(held.head), "the token table's gradient, made with the loss"),
-        ("casts", size(held.casts), "bfloat16 weights, under autocast"),
+        ("gathered", size(held.gathered), "whole weights of what is at work; all others lie in parts")
+        if held.gathered
+        else ("casts", size(held.casts), "bfloat16 weights, under autocast"),
     ]
     if held.framework:
         rows += [
@@ -110,6 +112,8 @@ def _here(plan: Forecast, rates: Rates) -> Section:
     if plan.trial is not None:
         rows.append(("MFU", f"{100 * plan.mfu:.1f} %", f"of {plan.trial.peak_flops:.3g} FLOP/s, {_peak(plan)}"))
     each = "of each process, " if plan.processes > 1 else ""
+    if plan.memory.gathered and plan.trial is not None:
+        each = "of one process that holds all: cut up it is less; "
     rows.append(
         ("peak memory", size(pace.peak_memory_bytes), f"{each}at a micro-batch of {plan.micro_batch_size}{room}")
     )

@@ -75,6 +75,20 @@ def test_memory_is_that_of_the_model_and_grows_with_the_micro_batch() -> None:
     assert (held.copies, held.framework, on_cpu.copies) == (0, 0, 12 * N)
 
 
+def test_memory_of_one_part_is_its_share_of_weights_and_moments_and_what_is_gathered() -> None:
+    whole, part = (memory(GPT2_124M, 4, bfloat16=True, parts=parts) for parts in (1, 4))
+    assert (part.weights, part.optimizer) == (whole.weights // 4, whole.optimizer // 4)
+    parameters = count_parameters(GPT2_124M)
+    norms = 4 * GPT2_124M.n_layer * GPT2_124M.n_embd
+    root = 4 * (parameters.tokens + parameters.positions + norms + 2 * GPT2_124M.n_embd)
+    assert part.gathered == 2 * root + 2 * 2 * (8 * GPT2_124M.n_embd + 5) * GPT2_124M.n_embd
+    accumulating = memory(GPT2_124M, 4, bfloat16=True, parts=4, accumulates=True)
+    assert part.gradients < accumulating.gradients == whole.gradients, "whole, so that they are sent once"
+    assert largest_micro_batch(GPT2_1558M, 33e9, bfloat16=True, parts=8) > largest_micro_batch(
+        GPT2_1558M, 33e9, bfloat16=True
+    )
+
+
 @pytest.mark.parametrize("T", [48, 256, 600])
 def test_the_attention_that_is_kept_is_what_torch_saves(T: int) -> None:
     saved: list[torch.Tensor] = []
