@@ -80,57 +80,87 @@ def trainer_of(directory: Path, micro_batches: int, asked: Asked, rank: int = 0,
     )
 
 
-def one_rank(rank: int, folder: str, asked: Asked) -> None:
-    """What one process does and sees, as JSON in the folder."""
+def one_rank(rank: int, folder: str, runs: dict[str, Asked]) -> None:
+    """What one process does and sees in each of some runs, as JSON in the folder."""
     torch.set_num_threads(1)
-    directory = Path(folder)
-    dist.init_process_group("gloo", init_method=f"file://{directory}/meeting", rank=rank, world_size=RANKS)
-    trainer = trainer_of(directory, asked.micro_batches, asked, rank, RANKS)
-    state, seen = TrainState(), []
-    trainer.model.train()
-    for _ in range(3):
-        with Traffic() as traffic:
-            seen.append(asdict(trainer.advance(state)))
-    trainer.checkpoints.save(trainer.model, trainer.optimizer, state)
-    trainer.checkpoints.close()
-    weights = sum(own_part(p).nbytes for p in trainer.model.parameters())
-    moments = [own_part(value) for fields in trainer.optimizer.state.values() for value in fields.values()]
-    held = {"weights": weights, "moments": sum(value.nbytes for value in moments if value.dim())}
-    told = {"seen": seen, "held": held, "bytes": traffic.bytes, "calls": traffic.calls}
-    (directory / f"rank-{rank}.json").write_text(json.dumps(told))
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=RANKS)
+    told = {}
+    for name, asked in runs.items():
+        directory = Path(folder) / name
+        directory.mkdir(exist_ok=True)
+        trainer = trainer_of(directory, asked.micro_batches, asked, rank, RANKS)
+        state, seen = TrainState(), []
+        trainer.model.train()
+        for _ in range(3):
+            with Traffic() as traffic:
+                seen.append(asdict(trainer.advance(state)))
+        trainer.checkpoints.save(trainer.model, trainer.optimizer, state)
+        trainer.checkpoints.close()
+        moments = [own_part(value) for fields in trainer.optimizer.state.values() for value in fields.values()]
+        told[name] = {
+            "seen": seen,
+            "weights": sum(own_part(parameter).nbytes for parameter in trainer.model.parameters()),
+            "moments": sum(value.nbytes for value in moments if value.dim()),
+            "bytes": traffic.bytes,
+        }
+    (Path(folder) / f"rank-{rank}.json").write_text(json.dumps(told))
     dist.destroy_process_group()
 
 
-def two_ranks(directory: Path, asked: Asked) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Three steps of two processes; what each saw."""
-    directory.mkdir()
-    mp.spawn(one_rank, (str(directory), asked), RANKS)  # type: ignore[no-untyped-call]
-    first, second = (json.loads((directory / f"rank-{rank}.json").read_text()) for rank in range(RANKS))
-    return first, second
+Told = tuple[Path, dict[str, Any], dict[str, Any]]
 
 
-def test_averaging_sends_the_gradients_once_a_step_whatever_the_number_of_micro_batches(tmp_path: Path) -> None:
-    for micro_batches in (1, 4):
-        first, second = two_ranks(tmp_path / str(micro_batches), Asked(micro_batches, sharded=False))
+def two_ranks(folder: Path, runs: dict[str, Asked]) -> Told:
+    """Three steps of two processes in each run; the folder, and what each saw."""
+    mp.spawn(one_rank, (str(folder), runs), RANKS)  # type: ignore[no-untyped-call]
+    first, second = (json.loads((folder / f"rank-{rank}.json").read_text()) for rank in range(RANKS))
+    return folder, first, second
+
+
+RUNS = {
+    "averaged-1": Asked(1, sharded=False),
+    "averaged-4": Asked(4, sharded=False),
+    "float32": Asked(1),
+    "float32-4": Asked(4),
+    "bfloat16": Asked(precision="bfloat16"),
+    "muon": Asked(kind="muon"),
+}
+
+
+@pytest.fixture(scope="module")
+def told(tmp_path_factory: pytest.TempPathFactory) -> Told:
+    """All but what torch's compiler takes part in, in one pair of processes: starting them takes most of the time."""
+    return two_ranks(tmp_path_factory.mktemp("ranks"), RUNS)
+
+
+@pytest.mark.parametrize("name", ["averaged-1", "averaged-4"])
+def test_averaging_sends_the_gradients_once_a_step_whatever_the_number_of_micro_batches(told: Told, name: str) -> None:
+    for rank in told[1:]:
         # 16 bytes are the loss and the bytes of its targets, two float64
-        assert first["bytes"] == second["bytes"] == {"allreduce_": WEIGHTS + 16}
-        assert first["held"] == second["held"] == {"weights": WEIGHTS, "moments": 2 * WEIGHTS}
+        assert rank[name]["bytes"] == {"allreduce_": WEIGHTS + 16}
+        assert (rank[name]["weights"], rank[name]["moments"]) == (WEIGHTS, 2 * WEIGHTS)
 
 
-def test_parts_send_what_the_page_on_scaling_says(tmp_path: Path) -> None:
-    for micro_batches, precision in ((1, "float32"), (4, "bfloat16")):
-        first, second = two_ranks(tmp_path / precision, Asked(micro_batches, precision=precision))
-        assert first["bytes"] == second["bytes"]
-        sent = dict(first["bytes"])
+@pytest.mark.parametrize("name", ["float32", "float32-4", "bfloat16"])
+def test_parts_send_what_the_page_on_scaling_says(told: Told, name: str) -> None:
+    asked = RUNS[name]
+    for rank in told[1:]:
+        sent = dict(rank[name]["bytes"])
         assert sent.pop("_reduce_scatter_base_") == WEIGHTS, "gradients go once a step"
-        groups = GROUPS if precision == "float32" else GROUPS // 2
+        groups = GROUPS if asked.precision == "float32" else GROUPS // 2
         # the groups forward and back; the rest once, since it is kept
-        assert sent.pop("_allgather_base_") == micro_batches * (WEIGHTS - GROUPS + 2 * groups)
+        assert sent.pop("_allgather_base_") == asked.micro_batches * (WEIGHTS - GROUPS + 2 * groups)
         assert sum(sent.values()) < 100, f"beside them only loss and norm: {sent}"
 
 
-def test_each_process_holds_its_part_of_weights_and_moments_and_no_more(tmp_path: Path) -> None:
-    found = [told["held"] for told in two_ranks(tmp_path / "run", Asked())]
+def test_parts_send_updates_of_muon_once_in_16_bits(told: Told) -> None:
+    matrices = GROUPS // 4 - 9 * SHAPE.n_layer * SHAPE.n_embd
+    for rank in told[1:]:
+        assert rank["muon"]["bytes"]["all_gather_into_tensor"] == 2 * matrices // RANKS  # counted as it goes in
+
+
+def test_each_process_holds_its_part_of_weights_and_moments_and_no_more(told: Told) -> None:
+    found = [rank["float32"] for rank in told[1:]]
     assert sum(held["weights"] for held in found) == WEIGHTS
     assert sum(held["moments"] for held in found) == 2 * WEIGHTS
     for held in found:
@@ -139,29 +169,37 @@ def test_each_process_holds_its_part_of_weights_and_moments_and_no_more(tmp_path
 
 
 @pytest.mark.parametrize(
-    ("asked", "loss", "norm", "weight"),
-    [
-        (Asked(), 1e-6, 1e-5, 1e-4),
-        (Asked(kind="muon"), 1e-4, 1e-3, 1e-3),
-        (Asked(precision="bfloat16"), 1e-4, 1e-3, 1e-3),
-        (Asked(compiled=True), 1e-5, 1e-4, 1e-3),
-    ],
-    ids=["adamw", "muon", "bfloat16", "compiled"],
+    ("name", "loss", "norm", "weight"),
+    [("float32-4", 1e-6, 1e-5, 1e-4), ("muon", 1e-4, 1e-3, 1e-3), ("bfloat16", 1e-4, 1e-3, 1e-3)],
 )
 def test_losses_gradient_norms_and_updates_are_those_of_one_process(
-    tmp_path: Path, asked: Asked, loss: float, norm: float, weight: float
+    told: Told, tmp_path: Path, name: str, loss: float, norm: float, weight: float
 ) -> None:
     """Muon multiplies in bfloat16, whatever the rest does: what differs by rounding comes out further apart."""
-    told, _ = two_ranks(tmp_path / "two", asked)
-    one, other = (trainer_of(tmp_path / name, 2 * asked.micro_batches, asked) for name in ("one", "other"))
+    compare_with_one(told, tmp_path, name, RUNS[name], loss, norm, weight)
+
+
+def test_compiled_parts_follow_what_is_not_compiled(tmp_path: Path) -> None:
+    asked = Asked(compiled=True)
+    told = two_ranks(tmp_path, {"compiled": asked})
+    compare_with_one(told, tmp_path, "compiled", asked, 1e-5, 1e-4, 1e-3)
+
+
+def compare_with_one(
+    told: Told, folder: Path, name: str, asked: Asked, loss: float, norm: float, weight: float
+) -> None:
+    """Hold what two processes saw and saved against one that did the same steps."""
+    one, other = (trainer_of(folder / new, 2 * asked.micro_batches, asked) for new in ("one", "other"))
     state = TrainState()
-    seen = [one.advance(state) for _ in range(3)]
-    assert [step["loss"] for step in told["seen"]] == pytest.approx([step.loss for step in seen], abs=loss)
-    assert [step["grad_norm"] for step in told["seen"]] == pytest.approx([step.grad_norm for step in seen], rel=norm)
-    found = Checkpointer(tmp_path / "two" / "checkpoints", 1).load_newest(other.model, other.optimizer)
+    steps = [one.advance(state) for _ in range(3)]
+    for rank in told[1:]:
+        seen = rank[name]["seen"]
+        assert [step["loss"] for step in seen] == pytest.approx([step.loss for step in steps], abs=loss)
+        assert [step["grad_norm"] for step in seen] == pytest.approx([step.grad_norm for step in steps], rel=norm)
+    found = Checkpointer(told[0] / name / "checkpoints", 1).load_newest(other.model, other.optimizer)
     assert found is not None
     assert (found.step, found.tokens) == (state.step, state.tokens)
-    for (name, mine), theirs in zip(one.model.named_parameters(), other.model.parameters(), strict=True):
+    for (label, mine), theirs in zip(one.model.named_parameters(), other.model.parameters(), strict=True):
         apart = float((mine - theirs).abs().max())
-        assert apart < weight, (name, apart)
-        assert {*one.optimizer.state[mine]} == {*other.optimizer.state[theirs]}, name
+        assert apart < weight, (label, apart)
+        assert {*one.optimizer.state[mine]} == {*other.optimizer.state[theirs]}, label
