@@ -200,6 +200,6 @@ def compare_with_one(
     assert found is not None
     assert (found.step, found.tokens) == (state.step, state.tokens)
     for (label, mine), theirs in zip(one.model.named_parameters(), other.model.parameters(), strict=True):
-        apart = float((mine - theirs).abs().max())
+        apart = float((mine - theirs).detach().abs().max())
         assert apart < weight, (label, apart)
         assert {*one.optimizer.state[mine]} == {*other.optimizer.state[theirs]}, label
