@@ -19,7 +19,7 @@ from gptmodel.store.artifacts import Artifact, Store
 from gptmodel.training.metrics_log import read_lines
 
 Tiny = Callable[..., PipelineConfig]
-LONG = ("train.max_steps=60", "train.checkpoint_every=5")
+LONG = ("train.max_steps=24", "train.checkpoint_every=5")
 TWO = ("train.processes=2", "train.sharding=full", "train.threads=1")
 pytestmark = pytest.mark.slow
 
