@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from gptmodel import loss
 from gptmodel.device import Machine
 from gptmodel.planning.trial import trial_trainer
 from gptmodel.settings import load_config
@@ -35,8 +36,12 @@ def test_forward_backward_and_clipping_wait_for_the_device_once(
     monkeypatch.setattr(Tensor, "tolist", tolist)
     monkeypatch.setattr(torch, "is_autocast_enabled", lambda device: False)  # which knows no such device
     monkeypatch.setattr(torch, "autocast", lambda *device, **how: nullcontext())
+    heads = []
+    padded = loss.padded_cross_entropy
+    monkeypatch.setattr(loss, "padded_cross_entropy", lambda *given: heads.append(1) or padded(*given))
     seen = trainer.gradients(0)
     trainer.metrics.close()
     assert read == [(2,)]  # loss and gradient norm together; any other way of reading them is an error
+    assert len(heads) == 3  # what is no processor takes the GPU's
     assert (seen.loss, seen.grad_norm) == (10.5, 0.25)
     assert all(p.grad is not None and p.grad.is_meta for p in trainer.model.parameters())

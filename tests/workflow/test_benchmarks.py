@@ -52,11 +52,8 @@ def test_the_gpus_figures_are_written_row_by_row_and_what_is_missing_is_named(tm
     unmeasured = {row["row"] for row in found["not_measured"]}
     assert unmeasured <= {"attention, cudnn_attention", "attention, efficient_attention"}  # a processor has none
     steps = [row for row in found["rows"] if row["group"] in ("124m", "355m", "774m")]
-    assert {(row["group"], row["optimizer"], row["compiled"]) for row in steps} >= {
-        ("124m", "adamw", False),
-        ("124m", "adamw", True),
-        ("355m", "muon", False),
-        ("774m", "muon", False),
+    assert {(row["group"], row["optimizer"]) for row in steps} == {
+        (group, optimizer) for group in ("124m", "355m", "774m") for optimizer in ("adamw", "muon")
     }
     for row in steps:
         assert row["tokens_per_second"]["least"] <= row["tokens_per_second"]["median"]
