@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from prefect import flow
 
+from flows.naming import after
 from gptmodel.config import BenchmarkConfig
 from gptmodel.judging.benchmark import check_installed
-from gptmodel.store.artifacts import Artifact, find_model, open_store
+from gptmodel.store.artifacts import Artifact, open_store
 from tasks.benchmarking import benchmark_model
 from tasks.holding import hold, holding
+from tasks.tracking.naming import named_model
 
 
-@flow(name="benchmark", flow_run_name="benchmark {model}")
+@flow(name="benchmark", flow_run_name=after("benchmark", "model", "the newest model"))
 def benchmark(
     model: str = "",
     tasks: tuple[str, ...] = ("speeches",),
@@ -27,7 +29,7 @@ def benchmark(
     """Run standard tasks through EleutherAI's harness (the package lm-eval) on any checkpoint or imported weights.
 
     Args:
-        model: A checkpoint or weights of the store, such as `checkpoint/1f2e3d4c`; left out, the newest checkpoint.
+        model: A checkpoint or weights, such as `checkpoint/1f2e3d4c` or `quickstart/3`; left out, the newest one.
         tasks: Tasks, groups or tags of the harness, or patterns; `speeches` ships with this project.
         limit: Only the first documents of each task; 0 is all.
         fewshot: Worked examples before each question; left out, what each task says.
@@ -50,5 +52,5 @@ def benchmark(
         batch_size=batch_size,
     )
     with holding():
-        judged = hold(find_model(open_store(), model))
+        judged = hold(named_model(open_store(), model))
         return {"model": judged, "benchmark": benchmark_model(judged, config, wait)}

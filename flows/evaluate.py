@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from prefect import flow
 
+from flows.naming import after
 from gptmodel.overrides import PipelineOverrides, given
 from gptmodel.presets import PresetName
 from gptmodel.settings import load_config
-from gptmodel.store.artifacts import Artifact, find_model, open_store
+from gptmodel.store.artifacts import Artifact, open_store
 from tasks.evaluating import compare_models, evaluate_model
 from tasks.holding import hold, holding
 from tasks.preparing import find_shards
+from tasks.tracking.naming import named_model
 
 
-@flow(name="evaluate", flow_run_name="evaluate {model}")
+@flow(name="evaluate", flow_run_name=after("evaluate", "model", "the newest model"))
 def evaluate(
     model: str = "",
     shards: str = "",
@@ -25,7 +27,7 @@ def evaluate(
     """Judge any checkpoint or imported weights on any shards.
 
     Args:
-        model: A checkpoint or weights of the store, such as `checkpoint/1f2e3d4c`; left out, the newest checkpoint.
+        model: A checkpoint or weights, such as `checkpoint/1f2e3d4c` or `quickstart/3`; left out, the newest one.
         shards: The shards to score, such as `shards/1f2e3d4c`; left out, those that the settings ask for.
         preset: The settings to start from; corpus, shards and evaluate are used.
         overrides: Single settings to change.
@@ -34,9 +36,9 @@ def evaluate(
     """
     config = load_config(preset, overrides=given(overrides))
     with holding():
-        judged = hold(find_model(open_store(), model))
+        judged = hold(named_model(open_store(), model))
         scored = find_shards(shards, config, wait)
-        champion = hold(find_model(open_store(), against)) if against else None
+        champion = hold(named_model(open_store(), against)) if against else None
         theirs = None
         if champion is not None:  # first, so that the report on the other one can show both
             theirs = evaluate_model(champion, scored, config.evaluate, wait)

@@ -7,6 +7,11 @@ from collections.abc import Callable
 from prefect.runtime import flow_run
 
 
+def after(words: str, parameter: str, default: str) -> Callable[[], str]:
+    """These words and what the parameter is, or the default where it is empty."""
+    return lambda: f"{words} {flow_run.parameters.get(parameter) or default}"
+
+
 def after_settings(words: str) -> Callable[[], str]:
     """These words and the name that the settings bear: that of the overrides, or else the preset."""
 

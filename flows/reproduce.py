@@ -6,10 +6,11 @@ from typing import Any
 
 from prefect import flow
 
+from flows.naming import after
 from tasks.reproducing import reproduce_model
 
 
-@flow(name="reproduce", flow_run_name="reproduce {model}")
+@flow(name="reproduce", flow_run_name=after("reproduce", "model", "the newest model"))
 def reproduce(model: str = "", steps: int = 0, threads: int = 0) -> dict[str, Any]:
     """Make a model again from its recorded settings in a fresh store, and compare byte by byte. Fails where it differs.
 

@@ -17,14 +17,14 @@ from gptmodel.rating.journal import Journal, Opening, checked_name, round_of_flo
 from gptmodel.rating.pairs import Pair, pairs_of
 from gptmodel.rating.results import preferences_of, publish
 from gptmodel.rating.rounds import KIND, RoundConfig, build_round, models_of, read_items
-from gptmodel.store.artifacts import Artifact, Store, find_model, open_store
+from gptmodel.store.artifacts import Artifact, Store, open_store
 from tasks.awaiting import rest, this_run
 from tasks.holding import hold
 from tasks.lineage.events import with_events
 from tasks.pages import progress, show_table, show_words
 from tasks.policy import STEP
 from tasks.steps import figures_of, report
-from tasks.tracking.naming import find_artifact
+from tasks.tracking.naming import named_model
 
 log = logging.getLogger(__name__)
 
@@ -65,7 +65,7 @@ def round_waited_for(store: Store) -> Artifact | None:
 
 def models_named(store: Store, names: Sequence[str]) -> list[Artifact]:
     """The models that a person named, or the checkpoint that was finished last."""
-    found = [find_model(store, str(find_artifact(store, name).path)) for name in names] or [find_model(store)]
+    found = [named_model(store, name) for name in names] or [named_model(store)]
     return [hold(model) for model in found]
 
 

@@ -27,12 +27,12 @@ def export(model: str, target: Path, layout: str, as_json: bool) -> None:
     from gptmodel.formats.hf_export import export_hf
     from gptmodel.pages.card import card_text
     from gptmodel.pages.card_facts import facts_of
-    from gptmodel.store.artifacts import find_model, open_store
+    from gptmodel.store.artifacts import open_store
     from gptmodel.weights import load_model
-    from tasks.tracking.naming import find_artifact
+    from tasks.tracking.naming import named_model
 
     store = open_store()
-    artifact = find_model(store, str(find_artifact(store, model).path) if model else "")
+    artifact = named_model(store, model)
     gpt = load_model(artifact)
     if layout == "hf":
         files = export_hf(gpt, target, card=card_text(facts_of(store, artifact)))

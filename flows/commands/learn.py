@@ -77,10 +77,10 @@ def the_model(model: str, untrained: str) -> tuple[str, GPT]:
         if not re.search(r".[/@].", model):
             raise
         from tasks.operations.servers import environment
-        from tasks.tracking.naming import find_artifact
+        from tasks.tracking.naming import named_model
 
         os.environ.update({**environment(), **os.environ})
-        artifact = find_model(open_store(), find_artifact(open_store(), model).label)
+        artifact = named_model(open_store(), model)
     return artifact.label, load_model(artifact).eval()
 
 

@@ -29,12 +29,12 @@ def pictures(model: str, out: Path, as_json: bool) -> None:
     from gptmodel.lineage.lookup import evaluations_of
     from gptmodel.lineage.walk import Lineage
     from gptmodel.pages.gallery import save_gallery
-    from gptmodel.store.artifacts import find_model, open_store
+    from gptmodel.store.artifacts import open_store
     from gptmodel.store.space import storage_errors
-    from tasks.tracking.naming import find_artifact
+    from tasks.tracking.naming import named_model
 
     store = open_store()
-    found = find_model(store, str(find_artifact(store, model).path) if model else "")
+    found = named_model(store, model)
     with storage_errors("the pictures", out.absolute().parent):
         out.mkdir(parents=True, exist_ok=True)
     judged = evaluations_of(store, found.digest)

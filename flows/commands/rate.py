@@ -209,10 +209,9 @@ def results(name: str, wanted: tuple[str, ...], model: str, as_json: bool) -> No
     _collect(store, found)
     ratings = _publish(store, found)
     if model:
-        from gptmodel.store.artifacts import find_model
-        from tasks.tracking.naming import find_artifact
+        from tasks.tracking.naming import named_model
 
-        model = find_model(store, str(find_artifact(store, model).path)).label
+        model = named_model(store, model).label
     verdicts = judge(ratings, model, requirements)
     tell(ratings, verdicts, as_json=as_json)
     if not all(verdict.met for verdict in verdicts):
@@ -229,12 +228,12 @@ def results(name: str, wanted: tuple[str, ...], model: str, as_json: bool) -> No
 def gate(model: str, rival: str, wanted: tuple[str, ...], raters: int, ratings: int, as_json: bool) -> None:
     """Whether people's newest ratings of MODEL let it pass. Exit code 1 if it fails, or too few have rated."""
     from gptmodel.rating.gate import PeopleGate, decide
-    from gptmodel.store.artifacts import find_model, open_store
-    from tasks.tracking.naming import find_artifact
+    from gptmodel.store.artifacts import open_store
+    from tasks.tracking.naming import named_model
 
     asked = PeopleGate(requirements=wanted, least_raters=raters, least_ratings=ratings)
     store = open_store()
-    found = [find_model(store, str(find_artifact(store, name).path)) for name in (model, rival) if name]
+    found = [named_model(store, name) for name in (model, rival) if name]
     decision = decide(store, found[0].digest, asked, found[1].digest if rival else "")
     if as_json:
         verdicts = [{"require": str(v.requirement), "met": v.met, "mean": v.mean} for v in decision.verdicts]

@@ -26,12 +26,12 @@ def report(model: str, evaluation: str, champion: str, out: Path, local: bool) -
     from gptmodel.pages.frame import write_page
     from gptmodel.pages.report import report_page
     from gptmodel.pages.report_facts import report_facts
-    from gptmodel.store.artifacts import find_model, open_store
+    from gptmodel.store.artifacts import open_store
     from tasks.tracking.champions import Standing, standing_of
-    from tasks.tracking.naming import find_artifact
+    from tasks.tracking.naming import find_artifact, named_model
 
     store = open_store()
-    found = find_model(store, str(find_artifact(store, model).path) if model else "")
+    found = named_model(store, model)
     judged = find_artifact(store, evaluation, "evaluation") if evaluation else None
     standing = Standing() if local else standing_of(store, found)
     rival = find_artifact(store, champion) if champion else standing.champion

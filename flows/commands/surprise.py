@@ -33,13 +33,13 @@ def surprise(text: str, model: str, out: Path, max_tokens: int, as_json: bool) -
     from gptmodel.judging.surprisal import read_text
     from gptmodel.pages.frame import write_page
     from gptmodel.pages.surprisal import surprisal_page
-    from gptmodel.store.artifacts import find_model, open_store
+    from gptmodel.store.artifacts import open_store
     from gptmodel.weights import load_model
-    from tasks.tracking.naming import find_artifact
+    from tasks.tracking.naming import named_model
 
     said = standard_input() if text == "-" else text
     store = open_store()
-    artifact = find_model(store, str(find_artifact(store, model).path) if model else "")
+    artifact = named_model(store, model)
     passage = read_text(load_model(artifact).to(pick_device("auto")), said, max_tokens=max_tokens)
     figures = passage.figures
     if as_json:

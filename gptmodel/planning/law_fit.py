@@ -29,8 +29,10 @@ LEAST_SPREAD = 1.5  # between the largest and the smallest
 MOST_ALIKE = 0.98  # correlation of log N and log D above which nobody can tell whose power is whose
 COEFFICIENTS = ("E", "A", "B", "alpha", "beta")
 _EXPONENTS = (0.05, 0.1, 0.2, 0.3, 0.45, 0.65, 0.9, 1.3)
-_LOW = np.array([-12.0, -12.0, -12.0, 0.01, 0.01])
-_HIGH = np.array([4.0, 6.0, 6.0, 3.0, 3.0])
+SEARCHED = (0.01, 3.0)
+"""Exponents from and to which are looked for; published ones lie between 0.07 and 0.5."""
+_LOW = np.array([-12.0, -12.0, -12.0, SEARCHED[0], SEARCHED[0]])
+_HIGH = np.array([4.0, 6.0, 6.0, SEARCHED[1], SEARCHED[1]])
 _DIGITS = 9  # of what is kept: more than a fit knows, and fewer than another processor would round differently
 
 

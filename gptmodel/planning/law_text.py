@@ -6,6 +6,7 @@ import json
 from typing import Any
 
 from gptmodel.planning.advice_text import advice_section
+from gptmodel.planning.law_fit import SEARCHED
 from gptmodel.planning.own_law import LAW_FILE, SAID, law_of
 from gptmodel.planning.plan_text import Section, count
 from gptmodel.store.artifacts import Artifact
@@ -48,11 +49,25 @@ def law_sections(made: Artifact, best_for: float = 0.0) -> list[Section]:
         ("fitted to", f"{len(told['points'])} runs", f"N {_span(told, 'n')}, D {_span(told, 'd')} tokens"),
         ("intervals", f"{100 * told['confidence']:g} %", "parametric bootstrap, with the tails of a t distribution"),
     ]
+    law += [("beware", name, words) for name, words in _untold(told["coefficients"])]
     advice = law_of(made).advise(asked_budget(told, best_for))
     return [
         Section("Runs: loss in nats per token on held-out text", runs),
         Section(f"The law, {made.label}", law),
         advice_section(advice, f"fitted to own runs, {made.label}", SAID[told["counts"]]),
+    ]
+
+
+def _untold(coefficients: dict[str, float]) -> list[tuple[str, str]]:
+    """Exponents at an end of the search, which the runs say nothing of."""
+    low, high = SEARCHED
+    return [
+        (name, f"is at an end of what was searched ({low:g} to {high:g}): these runs do not tell what {what}; {mend}")
+        for name, what, mend in (
+            ("alpha", "size does", "spread the sizes wider, or train them longer"),
+            ("beta", "more text does", "spread the budgets wider"),
+        )
+        if not 1.01 * low < coefficients[name] < 0.99 * high
     ]
 
 

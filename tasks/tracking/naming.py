@@ -11,7 +11,7 @@ from typing import TypeVar
 
 from gptmodel.errors import ArtifactError, TrackingError
 from gptmodel.pretraining.step import RUNS
-from gptmodel.store.artifacts import Artifact, Store
+from gptmodel.store.artifacts import Artifact, Store, find_model
 from tasks.tracking.mlflow_pages import is_there
 
 Found = TypeVar("Found")
@@ -24,6 +24,11 @@ def find_artifact(store: Store, name: str, kind: str = "") -> Artifact:
     TrackingError if MLflow has to be asked and does not answer.
     """
     return _found(store, name, lambda known: store.resolve(known, kind))
+
+
+def named_model(store: Store, name: str = "") -> Artifact:
+    """The checkpoint or weights by any such name; left out, the checkpoint that was finished last. Errors alike."""
+    return find_model(store, str(find_artifact(store, name).path) if name else "")
 
 
 def find_place(store: Store, name: str) -> Path:

@@ -21,7 +21,7 @@ from gptmodel.config import CorpusConfig, LadderConfig, ModelConfig, PipelineCon
 from gptmodel.config.corpus import SourceConfig
 from gptmodel.errors import DataError
 from gptmodel.judging.bootstrap import interval
-from gptmodel.planning.law_text import asked_budget, told_of
+from gptmodel.planning.law_text import asked_budget, law_sections, told_of
 from gptmodel.planning.own_law import OwnLaw, fit_evaluations, law_for, law_of
 from gptmodel.planning.scaling import Additive
 from gptmodel.presets import PRESETS
@@ -77,6 +77,18 @@ def fitted(tmp_path_factory: pytest.TempPathFactory) -> tuple[Store, Artifact]:
 
 
 Fitted = tuple[Store, Artifact]
+
+
+@pytest.mark.parametrize(("A", "B", "warned"), [(0.0, 60.0, ["alpha"]), (40.0, 60.0, [])])
+def test_what_the_runs_do_not_tell_is_said(
+    A: float, B: float, warned: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Losses that do not depend on size have no exponent of it."""
+    monkeypatch.setattr(f"{__name__}.TRUE", Additive("true", "", 2.0, A, B, 0.34, 0.37))
+    store = Store(tmp_path / "store")
+    made, _ = fit_evaluations(store, ladder_of(store), LADDER)
+    law = law_sections(made)[1]
+    assert [value for name, value, _ in law.rows if name == "beware"] == warned
 
 
 def test_a_law_is_fitted_to_what_the_evaluations_say_of_their_models(fitted: Fitted) -> None:

@@ -204,6 +204,14 @@ def test_a_second_run_reuses_everything_and_logs_nothing_twice(
     assert len(client.search_model_versions("name = 'tiny'")) == 1
 
 
+def test_any_name_of_a_model_is_judged(made: tuple[dict[str, Artifact], Any], tiny_sets: list[str]) -> None:
+    from flows.evaluate import evaluate
+
+    _, merged = merge_layers("smoke", None, tiny_sets)
+    found = evaluate(model="tiny/1", preset="smoke", overrides=PipelineOverrides.model_validate(merged))
+    assert found["evaluation"].digest == made[0]["evaluation"].digest
+
+
 def test_a_killed_child_is_retried_and_goes_on_in_the_same_run(
     workplace: Path, tiny_sets: list[str], made: tuple[dict[str, Artifact], Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
