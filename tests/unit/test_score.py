@@ -32,28 +32,23 @@ FIGURES = {"seconds", "tokens_per_second", "peak_memory_bytes"}
 
 @pytest.fixture(scope="module")
 def ran(
-    tiny: Tiny, tiny_data: tuple[Store, Artifact], tmp_path_factory: pytest.TempPathFactory
-) -> tuple[Store, Artifact, Artifact, list[Forecast]]:
-    """A store with two real trainings of one shape: one of its own accord, one longer with a budget, measured before:
-    its steps were foretold to take two seconds."""
+    tiny: Tiny, undisturbed: Artifact, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Store, Artifact, Artifact, Forecast]:
+    """A store with two real trainings of one shape: one of its own accord, one shorter with a budget, measured before:
+    its steps were foretold to take two seconds; and the forecast of that."""
     root = tmp_path_factory.mktemp("scored") / "store"
-    for kind in ("corpus", "shards"):
-        shutil.copytree(tiny_data[0].root / kind, root / kind)
+    shutil.copytree(undisturbed.path.parents[1], root)
     store, plans = Store(root), list[Forecast]()
-    shards = store.resolve(tiny_data[1].label)
-
-    def train(config: PipelineConfig) -> Artifact:
-        made, _ = pretrain(store, plan_training(store, config, shards), on_line=lambda _: None, on_plan=plans.append)
-        return made
-
-    free = train(tiny("train.max_steps=4"))
+    free = store.resolve(undisturbed.label)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(budgets, "measure", lambda _: TRIAL)
-        held = train(tiny("train.budget.max_hours=1", "train.max_steps=5"))
-    return store, free, held, plans
+        config = tiny("train.budget.max_hours=1", "train.max_steps=5")
+        training = plan_training(store, config, store.input_of(free, "shards"))
+        held, _ = pretrain(store, training, on_line=lambda _: None, on_plan=plans.append)
+    return store, free, held, plans[0]
 
 
-Ran = tuple[Store, Artifact, Artifact, list[Forecast]]
+Ran = tuple[Store, Artifact, Artifact, Forecast]
 
 
 def with_summary(made: Artifact, **changed: object) -> Artifact:
@@ -64,8 +59,8 @@ def with_pace(made: Artifact, **changed: object) -> Artifact:
     return with_summary(made, pace={**made.summary["pace"], **changed})
 
 
-def test_every_run_is_scored_by_its_settings_and_its_first_steps(ran: Ran) -> None:
-    _, free, _, (before, _) = ran
+def test_every_run_is_scored_by_its_settings_and_its_first_steps(ran: Ran, tiny: Tiny) -> None:
+    free, before = ran[1], forecast(tiny(), load_rates())
     found = scores(free.provenance, free.summary)
     assert set(found) == {"disk_bytes", "loss", "counted/peak_memory_bytes"} | {f"first_steps/{f}" for f in FIGURES}
     assert found["counted/peak_memory_bytes"].forecast == before.memory.total
@@ -74,12 +69,11 @@ def test_every_run_is_scored_by_its_settings_and_its_first_steps(ran: Ran) -> No
     assert time.actual == free.summary["elapsed_seconds"] > free.summary["seconds"]
     assert 0 < time.forecast < 10 * time.actual
     assert found["first_steps/peak_memory_bytes"].error == pytest.approx(0, abs=0.1)
-    assert bases(free.provenance)["first_steps"] == "after step 3 of 4"
-    assert "seconds" not in before.basis
+    assert bases(free.provenance)["first_steps"] == "after step 3 of 12"
 
 
 def test_a_run_with_a_budget_is_scored_by_its_trial_too(ran: Ran) -> None:
-    store, free, held, (_, plan) = ran
+    store, free, held, plan = ran
     found = scores(held.provenance, held.summary)
     assert set(found) == {*scores(free.provenance, free.summary), *FIGURES}
     assert found["seconds"] == Score(5 * 2 + 1, held.summary["elapsed_seconds"], "seconds", "trial")

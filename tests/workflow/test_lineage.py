@@ -51,13 +51,13 @@ def make(store: Store, kind: str, name: str, *inputs: Ref) -> Artifact:
 
 
 @pytest.fixture(scope="module")
-def known(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Known]:
+def known(fresh_mlflow: Callable[[Path], str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Known]:
     folder = tmp_path_factory.mktemp("lineage")
     store = Store(folder / "store")
     shards = make(store, "shards", "tokens", Ref("source", HEX, HEX))
     model = make(store, "checkpoint", "model", shards.ref)
     make(store, "evaluation", "judged", model.ref, shards.ref)
-    environment = {"MLFLOW_TRACKING_URI": f"sqlite:///{folder / 'mlflow.db'}", "GPTFLOW_STORE": str(store.root)}
+    environment = {"MLFLOW_TRACKING_URI": fresh_mlflow(folder / "mlflow.db"), "GPTFLOW_STORE": str(store.root)}
     with pytest.MonkeyPatch.context() as patch:
         for name, value in environment.items():
             patch.setenv(name, value)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -51,9 +52,15 @@ def recipe_of(config: PipelineConfig) -> dict[str, Any]:
 
 
 @pytest.fixture
-def night(workplace: Path, tiny_sets: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Night:
+def night(
+    workplace: Path,
+    tiny_sets: list[str],
+    tmp_path: Path,
+    fresh_mlflow: Callable[[Path], str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> Night:
     monkeypatch.setenv("GPTFLOW_STORE", str(tmp_path / "store"))
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'mlflow.db'}")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", fresh_mlflow(tmp_path / "mlflow.db"))
     return Night(tmp_path, tiny_sets)
 
 
