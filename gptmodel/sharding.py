@@ -11,6 +11,8 @@ torch's part is imported late: it takes seconds, and most trainings have one pro
 
 from __future__ import annotations
 
+import warnings
+
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -27,6 +29,8 @@ def shard(model: GPT, device: torch.device, precision: str, *, compiled: bool = 
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
+    # Torch warns of writes in place on what a group returns, which is a view; a block adds to it out of place.
+    warnings.filterwarnings("ignore", "FSDP2-wrapped module", UserWarning)
     mesh = init_device_mesh(device.type, (dist.get_world_size(),))
     as_products = MixedPrecisionPolicy(torch.bfloat16, torch.float32, cast_forward_inputs=False)
     policy = as_products if precision == "bfloat16" else MixedPrecisionPolicy()

@@ -98,6 +98,7 @@ def test_parts_follow_the_curve_of_the_whole_and_leave_the_same_kind_of_product(
     assert {name: tensor.shape for name, tensor in found.items()} == {n: t.shape for n, t in weights.items()}
     assert all(float((found[name] - weights[name]).abs().max()) < 1e-3 for name in weights)
     assert any(line.startswith("cut up between 2 processes: ") for line in lines)
+    assert not any("Warning" in line for line in lines)
     assert (parts.summary["step"], parts.summary["pace"]["sharded"]) == (whole.summary["step"], True)
 
 
