@@ -17,7 +17,7 @@ _ACTIVATION_BYTES = (
 _RESIDUAL_BYTES = 8  # and, per token, layer and unit of width, the residual stream in float32 at two places
 _BLOCK = 256  # queries at once in `gptmodel.attention`, which this module cannot ask: it imports torch
 _LOGITS_BYTES = 1 << 27  # that are there at one time, as `gptmodel.loss` takes them
-_FRAMEWORK = 370_000_000  # Python and libraries in a training process on a processor: what six took beyond the rest
+_FRAMEWORK = 400_000_000  # Python and libraries in a training process on a processor: what seven took beyond the rest
 _SUMMED = 4  # gradients of the token table at the end of the backward pass, as measured: head and lookup are summed
 
 

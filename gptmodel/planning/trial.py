@@ -72,14 +72,16 @@ def try_out(
     micro_batches = max(1, train.batch_size // train.micro_batch_size // processes)
     trainer = trial_trainer(config, machine, folder, min(micro_batches, _MICRO_BATCHES))
     state = TrainState()
-    trainer.model.train()
-    trainer.advance(state)  # the first one fills caches, makes the optimizer's moments, and may compile
     told: dict[str, Any] = {}
     started = time.perf_counter()
+    _validation(trainer.model, config, machine)  # as a training begins: what it leaves in memory is in the steps' way
+    if not memory_only:
+        told |= _validation(trainer.model, config, machine)
+    trainer.model.train()
+    # It fills caches, makes the optimizer's moments, and may compile: a part of the start.
+    first_step = _timed(lambda: trainer.advance(state))
     if not memory_only:
         told["step_seconds"] = _step(trainer, state, steps, micro_batches)
-        told |= _validation(trainer.model, config, machine)
-        trainer.model.train()
     told["save_seconds"] = _timed(lambda: trainer.checkpoints.save(trainer.model, trainer.optimizer, state))
     if saves_beside_steps(train):
         trainer.advance(state)  # beside the writing, whose copies count as memory
@@ -93,7 +95,7 @@ def try_out(
     told["end_seconds"] = _timed(trainer.checkpoints.wait)
     return {
         **told,
-        "measured_seconds": time.perf_counter() - started,
+        "measured_seconds": time.perf_counter() - started - first_step,
         "peak_memory_bytes": peak,
         "free_memory_bytes": _free(machine.device),
         "precision": machine.precision,
