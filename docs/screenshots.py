@@ -31,12 +31,12 @@ NAME, PROMPT = "speeches", "The state of the"
 
 def keep(page: Page, name: str) -> None:
     """Take the picture once it stands still: two in a row are the same."""
-    before, picture = b"", page.screenshot()
+    before, picture = b"", page.screenshot(animations="disabled")  # such as a blinking cursor
     for _ in range(40):
         if picture == before:
             break
         page.wait_for_timeout(500)
-        before, picture = picture, page.screenshot()
+        before, picture = picture, page.screenshot(animations="disabled")
     else:
         raise GptflowError(f"the page of {name} never stands still; is a run going on?")
     if len(picture) > MOST_BYTES:
