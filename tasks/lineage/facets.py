@@ -224,16 +224,22 @@ def _ref_facets(ref: Ref, made: Artifact | None) -> dict[str, DatasetFacet]:
     return facets
 
 
-def _where_from(corpus: Artifact) -> tuple[str, str | None]:
-    """Kind and address of a source; files of a machine have none that others could use."""
-    origin = corpus.summary.get("origin", {})
+def _where_from(made: Artifact) -> tuple[str, str | None]:
+    """Kind and address of what a corpus or weights were made from; files of a machine have none others could use."""
+    asked = made.request.config.get("source", {})
+    if made.kind == "weights":  # an address, a repository's name, or `local`
+        revision = str(made.request.config.get("revision", ""))
+        if "://" in str(asked):
+            return "http", str(asked)
+        return ("huggingface", f"hf://{asked}@{revision}") if revision else (str(asked), None)
+    origin = made.summary.get("origin", {})
     if urls := origin.get("urls"):
         return "http", urls[0]
     if package := origin.get("package"):
         return "embedded", f"pkg:pypi/{package}@{origin.get('version', '')}"
     if origin.get("revision"):
         return "huggingface", f"hf://datasets/{origin['dataset']}@{origin['revision']}"
-    return str(corpus.request.config.get("source", {}).get("kind", corpus.kind)), None
+    return str(asked.get("kind", made.kind)), None
 
 
 def _artifact_facets(artifact: Artifact) -> dict[str, DatasetFacet]:

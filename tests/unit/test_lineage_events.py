@@ -30,7 +30,7 @@ from prefect.context import FlowRunContext
 
 from gptmodel.config import PipelineConfig
 from gptmodel.errors import DataError, Interrupted
-from gptmodel.store.artifacts import Artifact, Request, Store, open_store
+from gptmodel.store.artifacts import Artifact, Ref, Request, Store, open_store
 from gptmodel.text.corpus import build_corpus
 from gptmodel.tokens.shards import build_shards
 from tasks.lineage import events as lineage_events
@@ -238,6 +238,25 @@ def test_a_run_of_a_flow_names_its_parent_and_when_it_was_due(scheduled: bool) -
     assert facets["parent"]["run"]["runId"] == str(run.id)
     assert facets["parent"]["job"]["name"] == "nightly"
     assert facets.get("nominalTime", {}).get("nominalStartTime") == (due.isoformat() if scheduled else None)
+
+
+@pytest.mark.parametrize(
+    ("source", "revision", "name", "address"),
+    [
+        ("local", "", "local", None),
+        ("openai-community/gpt2", "607a30d7", "huggingface", "hf://openai-community/gpt2@607a30d7"),
+        ("https://weights.example/gpt2", "aa11", "http", "https://weights.example/gpt2"),
+    ],
+)
+def test_weights_say_where_they_are_from(
+    source: str, revision: str, name: str, address: str | None, store: Store
+) -> None:
+    config = {"source": source, "revision": revision, "format": "hf"}
+    request = Request("weights", 1, config, (Ref("source", "d" * 64, "d" * 64),))
+    made, _ = store.produce(request, lambda folder: {"n": (folder / "a").write_text("a")})
+    told = checked(json.loads(event(Attempt("0193d0c0-7b5c-7000-8000-000000000000", "step"), "COMPLETE", made)))
+    found = told["inputs"][0]["facets"]["dataSource"]
+    assert (found["name"], found.get("uri")) == (name, address)
 
 
 def test_a_figure_that_json_does_not_know_is_left_out(store: Store) -> None:
