@@ -131,6 +131,15 @@ def tiny_data(tmp_path_factory: pytest.TempPathFactory, tiny: Callable[..., Pipe
     return store, shards
 
 
+@pytest.fixture
+def data(tiny_data: tuple[Store, Artifact], tmp_path: Path) -> tuple[Store, Artifact]:
+    """A store of its own for each test, with the shared data in it."""
+    store, shards = tiny_data
+    shutil.copytree(store.root, tmp_path / "store")
+    own = Store(tmp_path / "store")
+    return own, own.resolve(shards.label)
+
+
 @pytest.fixture(scope="session")
 def undisturbed(
     tiny_data: tuple[Store, Artifact], tiny: Callable[..., PipelineConfig], tmp_path_factory: pytest.TempPathFactory

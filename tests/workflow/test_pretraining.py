@@ -13,7 +13,6 @@ import threading
 from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -32,15 +31,6 @@ from gptmodel.store.artifacts import Artifact, Store
 from gptmodel.training.metrics_log import read_lines
 
 Tiny = Callable[..., PipelineConfig]
-
-
-@pytest.fixture
-def data(tiny_data: tuple[Store, Artifact], tmp_path: Path) -> tuple[Store, Artifact]:
-    """A store of its own for each test, with the shared data in it."""
-    store, shards = tiny_data
-    shutil.copytree(store.root, tmp_path / "store")
-    own = Store(tmp_path / "store")
-    return own, own.resolve(shards.label)
 
 
 def child_pid(lines: list[str]) -> int:

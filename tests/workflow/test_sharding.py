@@ -7,7 +7,6 @@ import shutil
 import signal
 import subprocess
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 from safetensors.torch import load_file
@@ -22,15 +21,6 @@ Tiny = Callable[..., PipelineConfig]
 LONG = ("train.max_steps=24", "train.checkpoint_every=5")
 TWO = ("train.processes=2", "train.sharding=full", "train.threads=1")
 pytestmark = pytest.mark.slow
-
-
-@pytest.fixture
-def data(tiny_data: tuple[Store, Artifact], tmp_path: Path) -> tuple[Store, Artifact]:
-    """A store of its own for each test, with the shared data in it."""
-    store, shards = tiny_data
-    shutil.copytree(store.root, tmp_path / "store")
-    own = Store(tmp_path / "store")
-    return own, own.resolve(shards.label)
 
 
 def losses(training: Training) -> list[float]:

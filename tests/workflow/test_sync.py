@@ -48,13 +48,6 @@ def proxy(mlflow_server: Server, monkeypatch: pytest.MonkeyPatch, undisturbed: A
         yield proxy
 
 
-@pytest.fixture
-def data(tiny_data: tuple[Store, Artifact], tmp_path: Path) -> tuple[Store, Artifact]:
-    shutil.copytree(tiny_data[0].root, tmp_path / "store")
-    own = Store(tmp_path / "store")
-    return own, own.resolve(tiny_data[1].label)
-
-
 def train(
     store: Store, shards: Artifact, config: PipelineConfig, on_line: Callable[[str], None] = lambda _: None
 ) -> Artifact:
