@@ -8,6 +8,7 @@ import os
 import re
 import subprocess
 import sys
+import sysconfig
 import tomllib
 from collections.abc import Iterator
 from graphlib import CycleError
@@ -162,7 +163,9 @@ def test_what_is_installed_is_what_is_locked() -> None:
     """Otherwise the tests speak of other versions than a user gets: run `make setup`."""
     pins = locked()
     wrong = []
-    for distribution in importlib.metadata.distributions():
+    # Not all of sys.path: setuptools, where something imported it, puts packages of its own there.
+    places = sorted({sysconfig.get_path("purelib"), sysconfig.get_path("platlib")})
+    for distribution in importlib.metadata.distributions(path=places):
         version = distribution.version.split("+")[0]
         versions = pins.get(normal(distribution.metadata["Name"]))
         if versions and version not in versions:

@@ -1,4 +1,4 @@
-"""The GPU's head, forced on the processor: the padded vocabulary must not show in loss, gradients or files."""
+"""The padded head, the GPU's way forced on the processor too: no padding in loss, gradients or files."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
-from gptmodel import loss, padded_head
+from gptmodel import padded_head
 from gptmodel.config import GPT2_VOCAB_SIZE, ModelConfig, OptimizerConfig
+from gptmodel.loss import cross_entropy
 from gptmodel.model import GPT
 from gptmodel.padded_head import padded_cross_entropy
 from gptmodel.training.optimizer import make_optimizer
@@ -28,15 +29,23 @@ def problem(vocabulary: int, scale: float = 1.0) -> tuple[Tensor, Tensor, Tensor
     return x_NC, weight_VC, targets_N
 
 
-@pytest.fixture(params=[7, 40, 1000], ids="rows_{}".format)
-def rows_at_a_time(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(padded_head, "_CHUNK_ROWS", request.param)
-
-
 @pytest.fixture
 def on_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """The processor takes the GPU's way through the head."""
-    monkeypatch.setattr(loss, "_LinearCrossEntropy", padded_head._PaddedCrossEntropy)
+    monkeypatch.setattr(padded_head, "_in_cache", padded_head._in_large_chunks)
+
+
+@pytest.fixture(params=["processor", "gpu"])
+def way(request: pytest.FixtureRequest) -> None:
+    """Both ways to the same sums, on a processor."""
+    if request.param == "gpu":
+        request.getfixturevalue("on_gpu")
+
+
+@pytest.fixture(params=[7, 40, 1000], ids="rows_{}".format)
+def rows_at_a_time(request: pytest.FixtureRequest, way: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(padded_head, "_CHUNK_ROWS", request.param)
+    monkeypatch.setattr(padded_head, "CHUNK_BYTES", request.param * 256 * 4)
 
 
 @pytest.mark.parametrize("vocabulary", [211, 256], ids=["padded by 45", "a multiple of 128"])
@@ -54,6 +63,7 @@ def test_loss_and_gradients_equal_the_plain_ones(vocabulary: int, scale: float) 
         assert (a - b).abs().max() < 1e-6 * max(1.0, b.abs().max().item())
 
 
+@pytest.mark.usefixtures("way")
 def test_the_padding_gets_no_probability_where_all_logits_are_far_below_zero() -> None:
     x, weight = torch.ones(3, 16, requires_grad=True), torch.full((211, 16), -4.0, requires_grad=True)
     found = padded_cross_entropy(x, weight, torch.tensor([0, 5, 210]))  # zeros of the padding would win by e**64
@@ -75,14 +85,15 @@ def test_under_autocast_the_loss_is_float32_and_close() -> None:
         assert (a - b).norm() / b.norm() < 0.01
 
 
-def trained(precision: torch.dtype) -> tuple[list[float], GPT]:
+def trained(precision: torch.dtype, *, padded: bool) -> tuple[list[float], GPT]:
     model = GPT(SMALL, seed=1).train()
     optimizer = make_optimizer(model, OptimizerConfig(learning_rate=1e-2))
     draw, losses = torch.Generator().manual_seed(2), []
     for _ in range(4):
         ids_BT = torch.randint(GPT2_VOCAB_SIZE, (2, 9), generator=draw)
         with torch.autocast("cpu", torch.bfloat16, enabled=precision == torch.bfloat16):
-            found = model(ids_BT[:, :-1], ids_BT[:, 1:])
+            inputs, targets = ids_BT[:, :-1], ids_BT[:, 1:]
+            found = model(inputs, targets) if padded else cross_entropy(model(inputs), targets)
         torch.autograd.backward(found)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
@@ -90,13 +101,13 @@ def trained(precision: torch.dtype) -> tuple[list[float], GPT]:
     return losses, model
 
 
+@pytest.mark.usefixtures("way")
 @pytest.mark.parametrize(("precision", "close"), [(torch.float32, 1e-5), (torch.bfloat16, 2e-2)])
 def test_a_model_trained_on_gpt2s_vocabulary_is_the_unpadded_one(
-    precision: torch.dtype, close: float, tmp_path: Path, request: pytest.FixtureRequest
+    precision: torch.dtype, close: float, tmp_path: Path
 ) -> None:
-    wanted, _ = trained(precision)
-    request.getfixturevalue("on_gpu")
-    losses, model = trained(precision)
+    wanted, _ = trained(precision, padded=False)
+    losses, model = trained(precision, padded=True)
     assert losses == pytest.approx(wanted, abs=close)
     save_model(model, tmp_path)
     assert read_header(tmp_path / WEIGHTS_FILE)["wte.weight"].shape == (GPT2_VOCAB_SIZE, SMALL.n_embd)
