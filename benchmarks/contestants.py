@@ -16,7 +16,6 @@ import argparse
 import importlib.util
 import json
 import os
-import resource
 import sys
 import time
 from collections.abc import Callable
@@ -30,6 +29,7 @@ from torch import Tensor, nn
 
 from gptmodel.config import GPT2_VOCAB_SIZE, ModelConfig, OptimizerConfig
 from gptmodel.model import GPT
+from gptmodel.resident import peak_resident_bytes
 from gptmodel.training.optimizer import make_optimizer
 
 _RATE = 6e-4
@@ -210,7 +210,7 @@ def main() -> None:
     for _ in sys.stdin:
         ids = torch.randint(given.vocab, (B, T + 1), generator=draw)
         print(json.dumps(_step(contestant, ids[:, :-1].contiguous(), ids[:, 1:].contiguous(), given.dtype)), flush=True)
-    print(json.dumps({"peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024}), flush=True)
+    print(json.dumps({"peak_bytes": peak_resident_bytes()}), flush=True)
 
 
 def _step(contestant: Contestant, x: Tensor, y: Tensor, dtype: str) -> dict[str, Any]:

@@ -30,6 +30,7 @@ import numpy as np
 from benchmarks.machine import machine
 from gptmodel.config import CorpusConfig, DataGatesConfig, SourceConfig
 from gptmodel.datagates import check
+from gptmodel.resident import peak_resident_bytes
 from gptmodel.store.artifacts import Store, load_artifact
 from gptmodel.text.corpus import build_corpus, iter_documents
 from gptmodel.text.minhash import SHINGLE_WORDS, Signatures, clusters, near_to, similarity
@@ -83,15 +84,9 @@ def look(path: Path) -> dict[str, Any]:
         "seconds": round(seconds, 2),
         "mb_per_second": round(report.bytes / 1e6 / seconds, 2),
         "documents_per_second": round(report.documents / seconds),
-        "peak_mb": round(_peak_kb() / 1024),
+        "peak_mb": round(peak_resident_bytes() / 1e6),
         "found": {f.gate: f.figures for f in report.findings if f.figures},
     }
-
-
-def _peak_kb() -> int:
-    """Most memory held so far. Not ru_maxrss: a child begins with its parent's."""
-    told = Path("/proc/self/status").read_text()
-    return int(re.findall(r"VmHWM:\s+(\d+)", told)[0])
 
 
 def edited(text: str, share: float, draw: random.Random) -> str:

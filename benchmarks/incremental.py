@@ -3,16 +3,16 @@
     python -m benchmarks.incremental [--rounds 5] [--copies 12]
 
 The text is the embedded corpus, `copies` times, each piece of each copy with a line of its own, so that no two
-documents are the same. The two ways run in turns, each in a process of its own, on all cores; what is timed is
-`build_shards`, its hashing and syncing included, and the digests must be equal. Printed and written: all seconds, their
-medians, and the ratio. Besides, the memory of the index of known documents, for a million of them.
+documents are the same. The two ways run in turns, each in a process of its own, on all cores, with fastokens and with
+tiktoken; what is timed is `build_shards`, its hashing and syncing included, and the digests must be equal. Printed and
+written: all seconds, their medians, and the ratios. Besides, the memory of the index of known documents, for a million
+of them.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import resource
 import shutil
 import statistics
 import subprocess
@@ -30,14 +30,17 @@ import pyarrow.parquet as pq
 
 from benchmarks.machine import machine, spread
 from gptmodel.config import CorpusConfig, ShardsConfig, SourceConfig
+from gptmodel.resident import peak_resident_bytes
 from gptmodel.store.artifacts import Artifact, Request, Store, load_artifact
 from gptmodel.text.corpus import build_corpus, iter_documents
 from gptmodel.tokenizer import gpt2
+from gptmodel.tokens.encoder import encoder
 from gptmodel.tokens.known_tokens import find_known
 from gptmodel.tokens.shards import build_shards, shard_schema, shards_request
 
 RESULTS = Path(__file__).with_name("results") / "incremental.json"
 NEW_SHARE = 0.05
+ENCODERS = ("auto", "tiktoken")
 
 
 def texts(scratch: Path, copies: int) -> Iterator[str]:
@@ -63,17 +66,22 @@ def corpora(root: Path, copies: int) -> tuple[Artifact, Artifact]:
     return before, after
 
 
-def tokenize(store: Path, corpus: Path) -> dict[str, Any]:
+def tokenize(store: Path, corpus: Path, config: ShardsConfig) -> dict[str, Any]:
     """To be run in a process of its own, where nothing is hashed yet. What every step before it loads, is loaded."""
-    gpt2()
+    encoder(config.encoder)
     pa.array([""])  # imports pandas, if it is there: 1 to 3 s
     found = load_artifact(corpus)
     started = time.perf_counter()
-    shards, reused = build_shards(Store(store), found, ShardsConfig())
+    shards, reused = build_shards(Store(store), found, config)
     seconds = time.perf_counter() - started
     assert not reused
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    return {"seconds": seconds, "peak_mb": peak, "path": str(shards.path), "digest": shards.digest, **shards.summary}
+    return {
+        "seconds": seconds,
+        "peak_mb": peak_resident_bytes() / 1e6,
+        "path": str(shards.path),
+        "digest": shards.digest,
+        **shards.summary,
+    }
 
 
 def write_rows(path: Path, ids: list[str]) -> None:
@@ -134,19 +142,19 @@ def compare(root: Path, rounds: int, copies: int) -> dict[str, Any]:
     before, after = corpora(root, copies)
     grown = Store(root / "grown")
     old = in_child("--store", str(grown.root), "--corpus", str(before.path))
-    seconds: dict[str, list[float]] = {"afresh": [], "incremental": []}
+    ways = [(way, by) for by in ENCODERS for way in ("afresh", "incremental")]
+    runs: dict[str, dict[str, list[float]]] = {by: {"afresh": [], "incremental": []} for by in ENCODERS}
     peaks: dict[str, list[float]] = {"afresh": [], "incremental": []}
     made: dict[str, Any] = {}
     for number in range(rounds):
-        for way in ("afresh", "incremental") if number % 2 == 0 else ("incremental", "afresh"):
-            store = root / f"fresh-{number}" if way == "afresh" else grown.root
-            made[way] = in_child("--store", str(store), "--corpus", str(after.path))
+        for way, by in ways if number % 2 == 0 else reversed(ways):
+            store = root / f"fresh-{number}-{by}" if way == "afresh" else grown.root
+            made[way] = in_child("--store", str(store), "--corpus", str(after.path), "--encoder", by)
             shutil.rmtree(made[way]["path"])
-            seconds[way].append(round(made[way]["seconds"], 3))
+            runs[by][way].append(round(made[way]["seconds"], 3))
             peaks[way].append(round(made[way]["peak_mb"], 1))
         assert made["afresh"]["digest"] == made["incremental"]["digest"], "not the same bytes"
-        print({way: values[-1] for way, values in seconds.items()}, flush=True)
-    medians = {way: statistics.median(values) for way, values in seconds.items()}
+        print({by: {way: values[-1] for way, values in found.items()} for by, found in runs.items()}, flush=True)
     new, documents = made["incremental"], after.summary["documents"]
     return {
         "text_mb": round((new["train_bytes"] + new["validation_bytes"]) / 1e6, 1),
@@ -154,12 +162,20 @@ def compare(root: Path, rounds: int, copies: int) -> dict[str, Any]:
         "documents_before": old["train_documents"] + old["validation_documents"],
         "documents_tokenized": new["documents_tokenized"],
         "mb_tokenized": round(new["bytes_tokenized"] / 1e6, 1),
-        "seconds": seconds,
-        "median_seconds": medians,
-        "spread_seconds": {way: spread(values, 3) for way, values in seconds.items()},
-        "times_as_fast": round(medians["afresh"] / medians["incremental"], 2),
+        "encoders": {by: figures(found) for by, found in runs.items()},
         "median_peak_mb": {way: statistics.median(values) for way, values in peaks.items()},
         "same_digest": True,
+    }
+
+
+def figures(seconds: dict[str, list[float]]) -> dict[str, Any]:
+    """Of the two ways with one encoder."""
+    pairs = zip(seconds["afresh"], seconds["incremental"], strict=True)
+    return {
+        "seconds": seconds,
+        "median_seconds": {way: statistics.median(values) for way, values in seconds.items()},
+        "spread_seconds": {way: spread(values, 3) for way, values in seconds.items()},
+        "times_as_fast": round(statistics.median(afresh / incremental for afresh, incremental in pairs), 2),
     }
 
 
@@ -170,13 +186,15 @@ def main() -> None:
     parser.add_argument("--scratch", help="where to work; default: a temporary folder")
     parser.add_argument("--store", help=argparse.SUPPRESS)
     parser.add_argument("--corpus", help=argparse.SUPPRESS)
+    parser.add_argument("--encoder", choices=ENCODERS, default="auto", help=argparse.SUPPRESS)
     parser.add_argument("--index", help=argparse.SUPPRESS)
     asked = parser.parse_args()
     if asked.index:
         print(json.dumps(index_memory(Path(asked.index), 1_000_000)))
         return
     if asked.store:
-        print(json.dumps(tokenize(Path(asked.store), Path(asked.corpus))))
+        config = ShardsConfig(encoder=asked.encoder)
+        print(json.dumps(tokenize(Path(asked.store), Path(asked.corpus), config)))
         return
     root = Path(tempfile.mkdtemp(prefix="incremental-", dir=asked.scratch))
     try:
@@ -184,7 +202,7 @@ def main() -> None:
         found["index_of_a_million"] = in_child("--index", str(root / "index"))
     finally:
         shutil.rmtree(root, ignore_errors=True)
-    RESULTS.write_text(json.dumps({**found, "machine": machine("pyarrow", "tiktoken")}, indent=2) + "\n")
+    RESULTS.write_text(json.dumps({**found, "machine": machine("pyarrow", "tiktoken", "fastokens")}, indent=2) + "\n")
     print(json.dumps(found, indent=2))
 
 

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import resource
 import subprocess
 import sys
 import tempfile
@@ -28,6 +27,7 @@ import numpy as np
 from benchmarks.machine import machine
 from gptmodel.judging.grams import Bytes
 from gptmodel.judging.overlap import END, all_passages, longest_passages
+from gptmodel.resident import peak_resident_bytes
 
 RESULTS = Path(__file__).with_name("results") / "overlap.json"
 BLOCK = 4 << 20  # about as much as a block of 2^20 tokens spells
@@ -66,10 +66,10 @@ def samples(path: Path, n: int, n_bytes: int) -> list[bytes]:
 
 def _timed(work: Any) -> tuple[float, int, Any]:
     """Seconds, bytes by which the peak of memory rose, and the result."""
-    before, began = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.perf_counter()
+    before, began = peak_resident_bytes(), time.perf_counter()
     found = work()
     seconds = time.perf_counter() - began
-    return seconds, (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024, found
+    return seconds, peak_resident_bytes() - before, found
 
 
 def measure(path: Path, n_bytes: int, texts: list[bytes], what: str) -> dict[str, Any]:

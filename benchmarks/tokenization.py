@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import resource
 import statistics
 import subprocess
 import sys
@@ -29,6 +28,7 @@ import pyarrow as pa
 from benchmarks.incremental import texts
 from benchmarks.machine import machine, spread
 from gptmodel.config import CorpusConfig, ShardsConfig, SourceConfig
+from gptmodel.resident import peak_resident_bytes
 from gptmodel.store.artifacts import Artifact, Store, load_artifact
 from gptmodel.text.corpus import build_corpus, iter_documents
 from gptmodel.tokenizer import gpt2
@@ -69,8 +69,7 @@ def run(who: str, corpus: Path, store: Path) -> dict[str, Any]:
             encode = tokenizer._encoding.encode_to_numpy
             tokens = sum(pool.map(lambda text: len(encode(text, disallowed_special=())), documents))
     seconds = {"wall": time.perf_counter() - wall, "processor": time.process_time() - cpu}
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    return {**seconds, "tokens": tokens, "peak_mb": round(peak)}
+    return {**seconds, "tokens": tokens, "peak_mb": round(peak_resident_bytes() / 1e6)}
 
 
 def race(root: Path, copies: int, rounds: int) -> dict[str, Any]:

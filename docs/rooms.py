@@ -16,8 +16,8 @@ CRAFT = PAGE.parents[1] / "gptmodel"
 BEGIN, END = "<!-- made by docs/rooms.py -->\n", "<!-- end -->\n"
 GROUPS = {
     "settings": "errors checked config criteria requirements presets settings overrides arithmetic",
-    "model": "device tokenizer safecuts model sharding attention loss padded_head packing sampling generate weights "
-    "writing",
+    "model": "device resident tokenizer safecuts model sharding attention loss padded_head packing sampling generate "
+    "weights writing",
     "formats": "pretrained",
 }
 Rooms = dict[str, set[str]]

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import os
-import resource
 import statistics
-import sys
 import time
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -15,6 +13,7 @@ import torch
 
 from gptmodel.config import TrainConfig
 from gptmodel.errors import ConfigError
+from gptmodel.resident import peak_resident_bytes
 
 # Dense bf16 tensor-core peaks from the makers' data sheets, FLOP/s, by a part of the name torch gives.
 _DATASHEET_BF16 = {
@@ -121,5 +120,4 @@ def peak_memory_bytes(device: torch.device) -> int:
     """Most memory used so far: allocated on the GPU, or resident in this process."""
     if device.type == "cuda":
         return int(torch.cuda.max_memory_allocated(device))
-    unit = 1 if sys.platform == "darwin" else 1024  # ru_maxrss is in bytes there, in KiB elsewhere
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    return peak_resident_bytes()

@@ -115,11 +115,32 @@ class KnownTokens:
         taken: list[Tokens | None] = [None] * len(parts)
         if not self.found:
             return taken
-        for number, rows in self._places(parts).items():  # file by file: an open one takes a descriptor
-            batch = self._batch(number)
-            for i, row in rows:
-                taken[i] = self._proved(parts[i], self._stored(parts[i].document, number, row, batch))
+        for number, places in self._places(parts).items():  # file by file: an open one takes a descriptor
+            if (batch := self._batch(number)) is None:
+                continue
+            at_once = self._whole_rows(parts, places, batch)
+            proved = self._spelling.are_of([(tokens, parts[i].texts) for i, tokens in at_once.items()])
+            for i, tokens in zip(at_once, proved, strict=True):
+                taken[i] = tokens
+            for i, row in places:
+                if i not in at_once:
+                    taken[i] = self._proved(parts[i], self._stored(parts[i].document, number, row, batch))
         return taken
+
+    def _whole_rows(self, parts: Sequence[Part], places: list[tuple[int, int]], batch: Any) -> dict[int, Tokens]:
+        """By part: the tokens of those that are a whole document and lie in one row, which are most of them."""
+        places = [(i, row) for i, row in places if parts[i].whole and row < len(batch)]
+        if not places:
+            return {}
+        rows = np.array([row for _, row in places])
+        tokens, offsets = (batch.column("tokens").values.to_numpy(), batch.column("tokens").offsets.to_numpy())
+        starts, stops = offsets[rows], offsets[rows + 1]
+        asked = pa.array([parts[i].document for i, _ in places], pa.string())
+        same = pc.fill_null(pc.equal(batch.column("document").take(pa.array(rows)), asked), False)
+        fits = same.to_numpy(zero_copy_only=False) & (batch.column("part").to_numpy()[rows] == 0) & (stops > starts)
+        fits &= tokens[np.where(fits, stops - 1, 0)] == self._tokenizer.end_token
+        found = zip(places, starts, stops, fits, strict=True)
+        return {i: tokens[start : stop - 1] for (i, _), start, stop, fit in found if fit}
 
     def _places(self, parts: Sequence[Part]) -> dict[int, list[tuple[int, int]]]:
         """By file: (which part, row where its document begins)."""

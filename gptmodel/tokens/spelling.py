@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from hashlib import sha256
 
 import numpy as np
@@ -37,6 +37,23 @@ class Spelling:
                 written.update(text[i : i + _BLOCK].encode())
         return spelled.digest() == written.digest()
 
+    def are_of(self, pairs: Sequence[tuple[Tokens, Sequence[str]]]) -> Iterator[Tokens | None]:
+        """For each pair in turn a copy of its tokens if they spell its texts, to the byte; else None.
+
+        Short ones are spelled together: numpy's calls cost more than the bytes of one.
+        """
+        for group in _groups(pairs):
+            tokens = np.concatenate([tokens for tokens, _ in group])
+            last = np.cumsum([len(tokens) for tokens, _ in group])
+            written = [b"".join(text.encode() for text in texts) for _, texts in group]
+            ends = np.concatenate([[0], self.ends(tokens)])
+            whole = np.array_equal(ends[last], np.cumsum([len(text) for text in written]))
+            whole = whole and np.array_equal(self.spell(tokens), np.frombuffer(b"".join(written), np.uint8))
+            copies = np.split(tokens, last[:-1])
+            yield from (
+                copy if whole or self.is_of(copy, pair[1]) else None for copy, pair in zip(copies, group, strict=True)
+            )
+
     def spell(self, tokens: Tokens) -> npt.NDArray[np.uint8]:
         """The bytes of these tokens, one after the other."""
         lengths = self._lengths.take(
@@ -46,3 +63,17 @@ class Spelling:
         at = np.repeat(shifts, lengths)
         at += np.arange(len(at), dtype=np.int32)
         return self._letters.take(at, mode="clip")
+
+
+def _groups(pairs: Sequence[tuple[Tokens, Sequence[str]]]) -> Iterator[list[tuple[Tokens, Sequence[str]]]]:
+    """Neighbours of about a block of tokens together."""
+    group: list[tuple[Tokens, Sequence[str]]] = []
+    held = 0
+    for pair in pairs:
+        group.append(pair)
+        held += len(pair[0])
+        if held >= _BLOCK:
+            yield group
+            group, held = [], 0
+    if group:
+        yield group

@@ -461,6 +461,21 @@ def test_spelling_is_that_of_the_tokenizer():
     assert not spelling.is_of(np.append(tokens, np.uint16(60_000)), [text + "!"])
 
 
+def test_many_are_spelled_together_and_each_is_judged_alone():
+    texts = [text_of(i) for i in range(2_000)]
+    pairs = [(gpt2().encode(text), [text[:5], text[5:]]) for text in texts]
+    assert sum(len(tokens) for tokens, _ in pairs) > 2 * 32_768
+    spelling = Spelling(gpt2())
+    assert [len(found) for found in spelling.are_of(pairs)] == [len(tokens) for tokens, _ in pairs]
+    a, b = pairs[10][0], pairs[11][0]
+    pairs[10], pairs[11] = (np.append(a, b[:1]), pairs[10][1]), (b[1:], pairs[11][1])  # the same bytes, cut elsewhere
+    pairs[1_500] = pairs[1_500][0], [text_of(0)]
+    found = list(spelling.are_of(pairs))
+    assert [i for i, tokens in enumerate(found) if tokens is None] == [10, 11, 1_500]
+    assert all(np.array_equal(tokens, pairs[i][0]) for i, tokens in enumerate(found) if tokens is not None)
+    assert list(spelling.are_of([])) == []
+
+
 def sides(corpus: Artifact) -> dict[str, Document]:
     return {document.id: document for document in iter_documents(corpus)}
 
