@@ -6,7 +6,7 @@ the whole text, with what fell out of the window. Each row draws from its own ge
 batch writes what its rows would write alone. Rows with the same window are read once: n samples of one prompt cost the
 prompt once.
 
-Shapes: B rows, T tokens, V vocabulary.
+Shapes: B rows, T tokens, C width, V vocabulary.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from torch import Tensor
 
 from gptmodel.config import GPT2_VOCAB_SIZE, DecodingConfig
 from gptmodel.errors import DataError
+from gptmodel.few_rows import FewRows, few_rows_linear, few_rows_of
 from gptmodel.model import GPT, KVCache
-from gptmodel.packing import PAID_BACK, Packed, packed_linear, packing_pays
 from gptmodel.progress import Progress
 from gptmodel.sampling import penalize_repeated, sample_rows
 
@@ -134,7 +134,7 @@ class Writer:
         self._in_cache: list[int] = []  # rows that the cache holds, in its order
         self._cache: KVCache | None = None
         self._left = decoding.max_new_tokens
-        self._packed: Packed | None = None
+        self._weights: FewRows | None = None
         self._seen_BV: Tensor | None = None  # which tokens each row has read or written
         if decoding.repetition_penalty != 1:
             self._seen_BV = torch.zeros(len(prompts), self._vocab_size, dtype=torch.bool)
@@ -175,6 +175,15 @@ class Writer:
 
     def _next_logits(self) -> Tensor:
         """Logits after the last token of every row in the cache, [B, V]."""
+        if self._weights is None:
+            self._weights = few_rows_of(self._model, self._model.wte.weight, len(self._open), self._left)
+        if self._weights is None:
+            return self._model.logits(self._last_hidden())
+        with self._weights.at_work():
+            return few_rows_linear(self._last_hidden(), self._weights.head, None)
+
+    def _last_hidden(self) -> Tensor:
+        """The model's output after the last token of every row in the cache, [B, C]."""
         if self._cache is None or not self._use_cache or self._cache.length == self._cache.capacity:
             return self._read_windows()
         if 2 * len(self._open) <= len(self._in_cache):
@@ -182,26 +191,13 @@ class Writer:
             self._in_cache = self._open
         # a finished row goes on being fed its last token, unread, until half of the rows are finished
         last_B1 = self._tensor([[self._windows[row][-1]] for row in self._in_cache])
-        packed = self._pack(len(self._in_cache))
-        if packed is None:
-            return self._model.logits(self._model.hidden(last_B1, self._cache)[:, -1])
-        with packed.at_work():
-            return packed_linear(self._model.hidden(last_B1, self._cache)[:, -1], packed.head, None)
+        return self._model.hidden(last_B1, self._cache)[:, -1]
 
     def _precision(self) -> AbstractContextManager[Any]:
         """Where the caller has set autocast already, float32 leaves it as it is."""
         if self._decoding.precision == "bfloat16":
             return torch.autocast(self._model.wte.weight.device.type, torch.bfloat16)
         return nullcontext()
-
-    def _pack(self, rows: int) -> Packed | None:
-        """Weights for products of so many rows; None where the plain ones are as good."""
-        head = self._model.wte.weight
-        if not packing_pays(head, rows):
-            return None
-        if self._packed is None and self._left >= PAID_BACK:
-            self._packed = Packed(self._model, head, rows)
-        return self._packed
 
     def _read_windows(self) -> Tensor:
         """Start the cache anew from the windows of the open rows, padded on the left to the longest.
@@ -221,11 +217,11 @@ class Writer:
             padding_B=self._tensor(padding) if any(padding) else None,
         )
         ids_BT = self._tensor([[0] * gap + list(window) for gap, window in zip(padding, places, strict=True)])
-        logits_BV = self._model.logits(self._model.hidden(ids_BT, self._cache)[:, -1])
+        x_BC = self._model.hidden(ids_BT, self._cache)[:, -1]
         if len(places) == len(of_row):
-            return logits_BV
+            return x_BC
         self._cache.take(of_row)
-        return logits_BV[of_row]
+        return x_BC[of_row]
 
     def _tensor(self, values: Sequence[object]) -> Tensor:
         return torch.tensor(values, dtype=torch.int64, device=self._model.wte.weight.device)

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from gptmodel.attention import causal_attention
 from gptmodel.config import ModelConfig
 from gptmodel.errors import DataError
+from gptmodel.few_rows import Linear
 from gptmodel.loss import TokenScores, linear_cross_entropy, token_scores
-from gptmodel.packing import Linear
 
 _INIT_STD = 0.02
 

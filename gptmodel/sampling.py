@@ -72,8 +72,10 @@ def sample(logits_V: Tensor, decoding: DecodingConfig, generator: torch.Generato
     ids_K, probs_K = choices(logits_V, decoding)
     if decoding.temperature == 0:
         return int(ids_K)
-    times_V = torch.empty(len(logits_V), dtype=torch.float64).exponential_(generator=generator)
-    return int(ids_K[(probs_K / times_V[ids_K]).argmax()])
+    # What `exponential_` makes of the same draws, with a logarithm for the tokens in question only.
+    uniform_V = torch.empty(len(logits_V), dtype=torch.float64).uniform_(generator=generator)
+    times_K = -torch.log1p(-uniform_V[ids_K])
+    return int(ids_K[(probs_K / times_K).argmax()])
 
 
 def sample_rows(logits_BV: Tensor, decoding: DecodingConfig, generators: list[torch.Generator]) -> list[int]:

@@ -6,11 +6,12 @@ import numpy as np
 import pytest
 import torch
 
+from gptmodel import few_rows
 from gptmodel.config import DecodingConfig, ModelConfig
 from gptmodel.errors import DataError
+from gptmodel.few_rows import FewRows, few_rows_linear, few_rows_of
 from gptmodel.generate import Writer, generate, generate_batch, stream
 from gptmodel.model import GPT
-from gptmodel.packing import Packed, packing_pays
 
 CONFIG = ModelConfig(vocab_size=97, context_length=16, n_layer=2, n_head=2, n_embd=32)
 GREEDY = DecodingConfig(temperature=0.0, max_new_tokens=40, stop_at_end_token=False)
@@ -198,35 +199,46 @@ def test_the_penalty_counts_prompt_and_text_beyond_the_context_and_each_row_for_
     assert len({*positive}) == len(positive) == 40
 
 
-def packings(monkeypatch):
-    """Rows of each packing that follows."""
-    import gptmodel.generate as module
-
+def prepared(monkeypatch):
+    """(rows, whether laid out anew) of all weights that are prepared from now on."""
     made = []
 
-    class Counted(Packed):
-        def __init__(self, model, head, rows):
-            made.append(rows)
-            super().__init__(model, head, rows)
+    class Counted(FewRows):
+        def __init__(self, model, head, rows, *, lay_out):
+            made.append((rows, lay_out))
+            super().__init__(model, head, rows, lay_out=lay_out)
 
-    monkeypatch.setattr(module, "Packed", Counted)
+    monkeypatch.setattr(few_rows, "FewRows", Counted)
     return made
 
 
-@pytest.mark.skipif(not packing_pays(torch.zeros(1), 2), reason="this build of torch has no oneDNN")
-def test_packed_weights_give_the_plain_logits_and_are_made_once_for_a_batch(model, monkeypatch):
-    made = packings(monkeypatch)
+@pytest.mark.skipif(few_rows_of(torch.nn.Linear(1, 1), torch.zeros(1), 1, 9) is None, reason="no oneDNN in this torch")
+def test_weights_for_few_rows_give_the_plain_logits_and_are_copied_where_that_pays(model, monkeypatch):
+    made, products = prepared(monkeypatch), []
+    monkeypatch.setattr(few_rows, "few_rows_linear", lambda *given: products.append(1) or few_rows_linear(*given))
     ids = torch.tensor([[1, 2, 3], [4, 5, 6]])
-    with torch.no_grad(), Packed(model, model.wte.weight, 2).at_work():
-        packed = model.hidden(ids)
-    assert (packed - model.hidden(ids)).abs().max() < 1e-4
+    for lay_out in (False, True):
+        with torch.no_grad():
+            plain, weights = model.hidden(ids), FewRows(model, model.wte.weight, 2, lay_out=lay_out)
+            with weights.at_work():
+                found = model.hidden(ids)
+            logits = few_rows_linear(found, weights.head, None)
+        assert len(products) == 4 * CONFIG.n_layer
+        del products[:]
+        assert (found - plain).abs().max() < 1e-4
+        assert (logits - model.logits(plain)).abs().max() < 1e-3
+    rows = [[1, 2], [3], [4, 5, 6]]
+    del made[:]
     generate(model, [1, 2, 3], decoding=GREEDY)
-    assert made == []  # one row reads the weights once as it is
-    generate_batch(model, [[1, 2], [3], [4, 5, 6]], decoding=replace(GREEDY, max_new_tokens=3))
-    assert made == []  # not worth the copy
-    generate_batch(model, [[1, 2], [3], [4, 5, 6]], decoding=GREEDY)
-    assert made == [3]
-    assert all(layer.packed is None for layer in model.modules() if hasattr(layer, "packed"))
+    generate_batch(model, rows, decoding=replace(GREEDY, max_new_tokens=3))  # not worth the copy
+    generate_batch(model, rows, decoding=GREEDY)
+    assert made == [(1, False), (3, False), (3, True)]
+    assert products
+    del made[:]
+    for steps in (3, 12):
+        generate(model, [1, 2, 3], decoding=replace(GREEDY, precision="bfloat16", max_new_tokens=steps))
+    assert made == [(1, True)]
+    assert all(layer.lent is None for layer in model.modules() if hasattr(layer, "lent"))
 
 
 def test_a_model_that_learned_between_two_texts_writes_with_its_new_weights(model):
