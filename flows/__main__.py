@@ -34,7 +34,7 @@ from flows.commands.plan import plan
 from flows.commands.rate import rate
 from flows.commands.report import report
 from flows.commands.sections import Sectioned
-from flows.commands.settings_options import checked_overrides, settings_options
+from flows.commands.settings_options import checked_overrides, settings_options, starts_from
 from flows.commands.signals import data_arrived
 from flows.commands.store import store
 from flows.commands.surprise import surprise
@@ -58,8 +58,12 @@ def cli() -> None:
 
 @cli.command()
 @settings_options
+@starts_from
 def run(preset: str, file: Path | None, sets: tuple[str, ...], wait: bool, as_json: bool) -> None:
-    """The whole pipeline: fetch, tokenize, pretrain, evaluate."""
+    """The whole pipeline: fetch, tokenize, pretrain, evaluate.
+
+    WHAT is a preset or a YAML file, as with --preset and --config.
+    """
     name, overrides = checked_overrides(preset, file, sets)
     from flows.pipeline import pipeline
 
@@ -68,8 +72,12 @@ def run(preset: str, file: Path | None, sets: tuple[str, ...], wait: bool, as_js
 
 @cli.command()
 @settings_options
+@starts_from
 def prepare(preset: str, file: Path | None, sets: tuple[str, ...], wait: bool, as_json: bool) -> None:
-    """Fetch text and tokenize it into shards."""
+    """Fetch text and tokenize it into shards.
+
+    WHAT is a preset or a YAML file, as with --preset and --config.
+    """
     name, overrides = checked_overrides(preset, file, sets)
     from flows.prepare_data import prepare_data
 
@@ -79,8 +87,12 @@ def prepare(preset: str, file: Path | None, sets: tuple[str, ...], wait: bool, a
 @cli.command()
 @click.option("--shards", default="", help="Shards of the store; left out, those that the settings ask for.")
 @settings_options
+@starts_from
 def pretrain(shards: str, preset: str, file: Path | None, sets: tuple[str, ...], wait: bool, as_json: bool) -> None:
-    """Train a model on shards, or go on with a training that was stopped."""
+    """Train a model on shards, or go on with a training that was stopped.
+
+    WHAT is a preset or a YAML file, as with --preset and --config.
+    """
     name, overrides = checked_overrides(preset, file, sets)
     from flows.pretrain import pretrain as flow
 

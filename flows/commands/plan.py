@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from flows.commands.options import json_option
+from flows.commands.settings_options import is_file
 from gptmodel.errors import ConfigError
 from gptmodel.planning.examples import EXAMPLES
 from gptmodel.presets import PRESETS
@@ -148,7 +149,7 @@ def _training(what: str, rates: Rates, given: dict[str, Any]) -> tuple[list[Sect
 def _settings(what: str, file: Path | None, sets: tuple[str, ...]) -> PipelineConfig:
     from gptmodel.settings import load_config
 
-    if what not in PRESETS and (Path(what).suffix in (".yaml", ".yml") or Path(what).is_file()):
+    if is_file(what):
         if file is not None:
             raise ConfigError(f"two files of settings, {what} and {file}; give one")
         return load_config(file=Path(what), sets=sets)

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import wraps
 from pathlib import Path
 from typing import Any
 
 import click
+from click.core import ParameterSource
 
 from flows.commands.options import json_option
+from gptmodel.errors import ConfigError
 from gptmodel.presets import PRESETS
 
 Command = Callable[..., Any]
@@ -30,6 +33,31 @@ def settings_options(command: Command) -> Command:
     command = json_option(command)
     wait = click.option("--wait", is_flag=True, help="Wait for another run of the same, instead of refusing.")
     return layer_options(wait(command))
+
+
+def starts_from(command: Command) -> Command:
+    """`run gpt2-124m` and `run mine.yaml` for `run --preset gpt2-124m` and `run --config mine.yaml`."""
+
+    @click.argument("what", default="")
+    @wraps(command)
+    def with_what(what: str, preset: str, file: Path | None, **given: Any) -> Any:
+        source = click.get_current_context().get_parameter_source("preset")
+        if is_file(what):
+            if file:
+                raise ConfigError(f"two files of settings, {what} and {file}; give one")
+            file = Path(what)
+        elif what:
+            if source is not ParameterSource.DEFAULT and preset != what:
+                raise ConfigError(f"two presets, {what} and {preset}; give one")
+            preset = what
+        return command(preset=preset, file=file, **given)
+
+    return with_what
+
+
+def is_file(what: str) -> bool:
+    """Whether WHAT means a file of settings, which may not be there, and no preset."""
+    return what not in PRESETS and (Path(what).suffix in (".yaml", ".yml") or Path(what).is_file())
 
 
 def checked_overrides(preset: str, file: Path | None, sets: tuple[str, ...]) -> tuple[str, Any]:
