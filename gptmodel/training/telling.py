@@ -53,12 +53,18 @@ class Teller:
             "speed/tokens_per_second": speed,
             "speed/step_seconds": seconds,
             "speed/elapsed_seconds": state.seconds,
-            "speed/mfu": speed * self.model.flops_per_token() / (self.machine.peak_flops * self.world),
+            "speed/mfu": self._mfu(speed * self.model.flops_per_token() / self.world),
             "speed/peak_memory_bytes": peak_memory_bytes(self.machine.device),
         }
         decision = {"decision": seen.decision} if seen.decision else {}
         self.metrics.log(step, tokens=state.tokens, metrics=metrics, **decision)
         self._say(state, seen.loss, speed, metrics["speed/mfu"])
+
+    def _mfu(self, flops: float) -> float:
+        """Share of the peak that so many FLOP/s of one device are."""
+        if flops > self.machine.peak_flops:
+            self.machine = self.machine.faster(flops)
+        return flops / self.machine.peak_flops
 
     def _say(self, state: TrainState, loss: float, speed: float, mfu: float) -> None:
         now, last = time.monotonic(), self.config.max_steps

@@ -1,0 +1,67 @@
+"""What is known of a machine, by its name and by measuring."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from gptmodel.config import ModelConfig
+from gptmodel.device import Machine, datasheet_flops
+from gptmodel.model import GPT
+from gptmodel.settings import load_config
+from gptmodel.training.checkpoint import TrainState
+from gptmodel.training.metrics_log import MetricsLog, read_lines
+from gptmodel.training.seen import Seen
+from gptmodel.training.telling import Teller
+
+
+@pytest.mark.parametrize(
+    ("name", "teraflops"),
+    [
+        ("NVIDIA H200", 989),
+        ("NVIDIA GH200 480GB", 989),
+        ("NVIDIA H100 80GB HBM3", 989),
+        ("NVIDIA H100 PCIe", 756),
+        ("NVIDIA H100 NVL", 835),
+        ("NVIDIA A100-SXM4-80GB", 312),
+        ("NVIDIA L40S", 362),
+        ("NVIDIA L40", 181),
+        ("NVIDIA L4", 121),
+        ("NVIDIA A10", 125),
+        ("NVIDIA A10G", 0),  # another part, at half the speed
+        ("NVIDIA GeForce RTX 4090", 165),
+        ("Tesla T4", 0),
+    ],
+)
+def test_a_gpu_has_the_peak_of_its_own_data_sheet(name: str, teraflops: float) -> None:
+    assert datasheet_flops(name) == teraflops * 1e12
+
+
+def machine(peak: float, source: str = "measured") -> Machine:
+    return Machine(torch.device("cpu"), "float32", 1, "AVX2", peak, source, "as configured")
+
+
+def test_a_peak_below_what_was_seen_is_measured_again_and_no_draw_of_the_training_is_taken() -> None:
+    before = torch.get_rng_state()
+    assert machine(1.0).faster(2.0).peak_flops > 1e8  # any processor of today
+    assert machine(1.0).faster(1e18).peak_flops == 1e18
+    assert torch.equal(torch.get_rng_state(), before)
+    assert machine(1.0, "datasheet").faster(2.0).peak_flops == 1.0
+
+
+def test_a_step_is_told_as_no_more_than_the_peak(tmp_path: Path) -> None:
+    metrics = MetricsLog(tmp_path / "metrics.jsonl")
+    metrics.start(-1)
+    config = replace(load_config("smoke").train, log_every=1)
+    model = GPT(ModelConfig(n_layer=1, n_head=1, n_embd=8), seed=0)
+    teller = Teller(metrics, config, model, machine(1.0), world=1)
+    seen = Seen(loss=1.0, grad_norm=1.0, n_bytes=1)
+    for step, seconds in enumerate((1.0, 1e-9, 1.0), start=1):  # the median of two steps lies between them
+        teller.step(TrainState(step=step), seen, seconds)
+    metrics.close()
+    shares = [line["metrics"]["speed/mfu"] for line in read_lines(metrics.path)]
+    assert shares[0] < 0.5
+    assert max(shares) <= 1
