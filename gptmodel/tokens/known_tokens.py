@@ -129,11 +129,11 @@ class KnownTokens:
 
     def _whole_rows(self, parts: Sequence[Part], places: list[tuple[int, int]], batch: Any) -> dict[int, Tokens]:
         """By part: the tokens of those that are a whole document and lie in one row, which are most of them."""
+        tokens, offsets = (batch.column("tokens").values.to_numpy(), batch.column("tokens").offsets.to_numpy())
         places = [(i, row) for i, row in places if parts[i].whole and row < len(batch)]
-        if not places:
+        if not places or not len(tokens):
             return {}
         rows = np.array([row for _, row in places])
-        tokens, offsets = (batch.column("tokens").values.to_numpy(), batch.column("tokens").offsets.to_numpy())
         starts, stops = offsets[rows], offsets[rows + 1]
         asked = pa.array([parts[i].document for i, _ in places], pa.string())
         same = pc.fill_null(pc.equal(batch.column("document").take(pa.array(rows)), asked), False)
