@@ -17,6 +17,8 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from gptmodel.padded_head import product_dtype
+
 _LAID_OUT_ROWS = 3  # fewer gain nothing by it in float32
 _PAID_BACK = 8  # steps: fewer do not pay for the copy
 
@@ -46,7 +48,7 @@ class FewRows:
     """
 
     def __init__(self, model: nn.Module, head: Tensor, rows: int, *, lay_out: bool) -> None:
-        self._dtype = _dtype(head)
+        self._dtype = product_dtype(head)
         self._rows, self._lay_out = rows, lay_out
         self._layers = [module for module in model.modules() if isinstance(module, Linear)]
         self._weights = [self._prepared(layer.weight) for layer in self._layers]
@@ -78,11 +80,6 @@ def few_rows_of(model: nn.Module, head: Tensor, rows: int, steps: int) -> FewRow
     if head.device.type != "cpu" or not there or head.dtype not in (torch.float32, torch.bfloat16):
         return None
     pays = steps >= _PAID_BACK
-    if _dtype(head) == torch.bfloat16:  # where torch's own product is oneDNN's already
+    if product_dtype(head) == torch.bfloat16:  # where torch's own product is oneDNN's already
         return FewRows(model, head, rows, lay_out=True) if pays else None
     return FewRows(model, head, rows, lay_out=pays and rows >= _LAID_OUT_ROWS)
-
-
-def _dtype(head: Tensor) -> torch.dtype:
-    device = head.device.type
-    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else head.dtype

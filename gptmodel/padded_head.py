@@ -24,7 +24,7 @@ from torch.autograd.function import once_differentiable
 
 _TILE = 128  # tokens that the vocabulary is padded to a multiple of
 _CHUNK_ROWS = 8192  # on a GPU: 0.8 GB of GPT-2's logits in 16 bits
-CHUNK_BYTES = 1 << 27  # of logits at a time on a processor: 667 rows of GPT-2's vocabulary in float32
+CHUNK_BYTES = 1 << 27  # of logits at a time on a processor, or without gradients: 667 rows of GPT-2's in float32
 _CACHED_ELEMENTS = 1 << 19  # log-probabilities at a time on a processor: 2 MiB
 
 Sums = tuple[Tensor, Tensor, Tensor]  # of the losses, its gradient to x [N, C], and to the weights [P, C] in float32
