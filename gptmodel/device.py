@@ -93,22 +93,17 @@ def set_up(config: TrainConfig, precision: str = "", local_rank: int = 0) -> Mac
     else:
         speeds = {wanted: _gemm_flops(device, wanted)}
         choice = "as an earlier attempt of this run" if precision else "as configured"
-    datasheet = _datasheet(device) if wanted == "bfloat16" else 0.0
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else torch.backends.cpu.get_cpu_capability()
+    datasheet = datasheet_flops(name) if wanted == "bfloat16" else 0.0
     return Machine(
         device=device,
         precision=wanted,
         threads=threads,
-        name=torch.cuda.get_device_name(device) if device.type == "cuda" else torch.backends.cpu.get_cpu_capability(),
+        name=name,
         peak_flops=datasheet or speeds[wanted],
         peak_source="datasheet" if datasheet else "measured",
         choice=choice,
     )
-
-
-def _datasheet(device: torch.device) -> float:
-    if device.type != "cuda":
-        return 0.0
-    return datasheet_flops(torch.cuda.get_device_name(device))
 
 
 def datasheet_flops(name: str) -> float:

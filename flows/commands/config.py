@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from flows.commands.settings_options import layer_options
+from flows.commands.settings_options import layer_options, one_file
 from gptmodel.errors import ArtifactError, ConfigError, TrackingError
 from gptmodel.presets import PRESETS
 
@@ -163,9 +163,7 @@ def _named(name: str, preset: str = "quickstart", file: Path | None = None, sets
     if not name or name in PRESETS:
         return of_layers(name or preset, file, sets)
     if is_file(name):
-        if file is not None:
-            raise ConfigError(f"two files of settings, {name} and {file}; give one")
-        return of_layers(preset, Path(name), sets)
+        return of_layers(preset, one_file(name, file), sets)
     if sets or file:
         raise ConfigError(f"--set and --config change presets and files; {name} is neither")
     return _recorded(name)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from flows.commands.options import json_option
-from flows.commands.settings_options import is_file
+from flows.commands.settings_options import one_file
 from gptmodel.errors import ConfigError
 from gptmodel.planning.examples import EXAMPLES
 from gptmodel.presets import PRESETS
@@ -147,12 +147,11 @@ def _training(what: str, rates: Rates, given: dict[str, Any]) -> tuple[list[Sect
 
 
 def _settings(what: str, file: Path | None, sets: tuple[str, ...]) -> PipelineConfig:
+    from gptmodel.config.known import is_file
     from gptmodel.settings import load_config
 
     if is_file(what):
-        if file is not None:
-            raise ConfigError(f"two files of settings, {what} and {file}; give one")
-        return load_config(file=Path(what), sets=sets)
+        return load_config(file=one_file(what, file), sets=sets)
     if what not in PRESETS:
         known = ", ".join([*PRESETS, *EXAMPLES])
         raise ConfigError(f"nothing to plan is called {what!r}; give a YAML file of settings, or one of {known}")

@@ -41,12 +41,12 @@ def starts_from(command: Command) -> Command:
     @click.argument("what", default="")
     @wraps(command)
     def with_what(what: str, preset: str, file: Path | None, **given: Any) -> Any:
-        source = click.get_current_context().get_parameter_source("preset")
-        if is_file(what):
-            if file:
-                raise ConfigError(f"two files of settings, {what} and {file}; give one")
-            file = Path(what)
+        from gptmodel.config.known import is_file
+
+        if what and is_file(what):
+            file = one_file(what, file)
         elif what:
+            source = click.get_current_context().get_parameter_source("preset")
             if source is not ParameterSource.DEFAULT and preset != what:
                 raise ConfigError(f"two presets, {what} and {preset}; give one")
             preset = what
@@ -55,9 +55,11 @@ def starts_from(command: Command) -> Command:
     return with_what
 
 
-def is_file(what: str) -> bool:
-    """Whether WHAT means a file of settings, which may not be there, and no preset."""
-    return what not in PRESETS and (Path(what).suffix in (".yaml", ".yml") or Path(what).is_file())
+def one_file(what: str, file: Path | None) -> Path:
+    """The file of settings that WHAT is. ConfigError where --config names one too."""
+    if file is not None:
+        raise ConfigError(f"two files of settings, {what} and {file}; give one")
+    return Path(what)
 
 
 def checked_overrides(preset: str, file: Path | None, sets: tuple[str, ...]) -> tuple[str, Any]:

@@ -57,7 +57,7 @@ def du(as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps({"store": str(there.root), "bytes": total, "shares": [asdict(s) for s in found]}))
         return
-    width = max(12, *(len(share.what) for share in found)) if found else 12
+    width = max([12, *(len(share.what) for share in found)])
     for share in found:
         shared = f"  shared {size(share.shared_bytes)}" if share.shared_bytes else ""
         click.echo(f"{share.what:{width}} {share.count or '':>6} {size(share.bytes):>10}{shared}")

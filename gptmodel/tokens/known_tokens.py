@@ -128,19 +128,13 @@ class KnownTokens:
         return taken
 
     def _whole_rows(self, parts: Sequence[Part], places: list[tuple[int, int]], batch: Any) -> dict[int, Tokens]:
-        """By part: the tokens of those that are a whole document and lie in one row, which are most of them."""
+        """By part: the tokens of those that are a whole document and lie in one row, which are most of them.
+
+        Whether it is their document is left to the proof.
+        """
         tokens, offsets = (batch.column("tokens").values.to_numpy(), batch.column("tokens").offsets.to_numpy())
-        places = [(i, row) for i, row in places if parts[i].whole and row < len(batch)]
-        if not places or not len(tokens):
-            return {}
-        rows = np.array([row for _, row in places])
-        starts, stops = offsets[rows], offsets[rows + 1]
-        asked = pa.array([parts[i].document for i, _ in places], pa.string())
-        same = pc.fill_null(pc.equal(batch.column("document").take(pa.array(rows)), asked), False)
-        fits = same.to_numpy(zero_copy_only=False) & (batch.column("part").to_numpy()[rows] == 0) & (stops > starts)
-        fits &= tokens[np.where(fits, stops - 1, 0)] == self._tokenizer.end_token
-        found = zip(places, starts, stops, fits, strict=True)
-        return {i: tokens[start : stop - 1] for (i, _), start, stop, fit in found if fit}
+        found = {i: tokens[offsets[row] : offsets[row + 1]] for i, row in places if parts[i].whole and row < len(batch)}
+        return {i: row[:-1] for i, row in found.items() if len(row) and row[-1] == self._tokenizer.end_token}
 
     def _places(self, parts: Sequence[Part]) -> dict[int, list[tuple[int, int]]]:
         """By file: (which part, row where its document begins)."""
