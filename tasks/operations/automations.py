@@ -20,7 +20,6 @@ from tasks.operations.processes import ServiceError, ask
 
 TAG, WAITING_TAG = "gptflow", "awaits-people"
 HEARTBEAT_SECONDS = 30  # Prefect takes no less
-_TRIES = 3
 SILENCE_SECONDS = 90.0  # with less than three heartbeats, living runs are marked
 RESTARTS = 2
 WAITING_PAUSE_SECONDS = 60.0  # longer than the other pause, so that the first crashes are that one's
@@ -137,21 +136,17 @@ def bring_up_to_date(
 def remove(api: str, prefix: str, keep: Collection[str]) -> int:
     """Remove automations whose names begin so, but for those to keep; how many there were.
 
-    ServiceError for one that stays: a server that is busy may refuse, and a signal left behind would go on telling.
+    ServiceError for one that stays: a signal left behind would go on telling.
     """
 
     def unwanted() -> dict[str, dict[str, Any]]:
         return {n: found for n, found in _there(api).items() if n.startswith(prefix) and n not in keep}
 
-    left = first = unwanted()
-    for _ in range(_TRIES if left else 0):
-        for found in left.values():
-            ask(f"{api}/automations/{found['id']}", method="DELETE")
-        if not (left := unwanted()):
-            break
-    if not left:
-        return len(first)
-    raise ServiceError(f"the Prefect server did not remove {', '.join(sorted(left))}; run the same command again")
+    for found in (first := unwanted()).values():
+        ask(f"{api}/automations/{found['id']}", method="DELETE")
+    if first and (left := unwanted()):
+        raise ServiceError(f"the Prefect server did not remove {', '.join(sorted(left))}; run the same command again")
+    return len(first)
 
 
 def _there(api: str) -> dict[str, dict[str, Any]]:

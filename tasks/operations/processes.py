@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import http
 import http.client
 import json
 import os
 import socket
 import subprocess
+import time
+import urllib.error
 import urllib.request
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -24,6 +27,8 @@ import psutil
 from gptmodel.errors import GptflowError
 
 _MARK = "GPTFLOW_SERVICE"
+_PAUSES = (0.2, 1.0, 4.0)  # seconds before asking again after a 503: Prefect says it while its database is locked
+_READ_SECONDS, _WRITE_SECONDS = 10.0, 30.0  # to wait for an answer: a write waits for the lock first
 _CLOCK_SECONDS = 2.0  # start times are derived from the wall clock, which may have been set right since
 _direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # a proxy is no way to this machine
 
@@ -127,7 +132,8 @@ def _terminate(processes: list[psutil.Process], seconds: float) -> list[psutil.P
 def ask(url: str, body: dict[str, Any] | list[Any] | None = None, method: str = "") -> Any:
     """GET, or POST (or `method`) of a JSON body, on this machine; the JSON or text that comes back; None if no 2xx.
 
-    Sends the password that PREFECT_API_AUTH_STRING (`user:secret`) has for Prefect's server, where it is set.
+    A server that has no time (503) is asked again. Sends the password that PREFECT_API_AUTH_STRING (`user:secret`) has
+    for Prefect's server, where it is set.
     """
     data = None if body is None else json.dumps(body).encode()
     headers = {"Content-Type": "application/json"} if data else {}
@@ -135,14 +141,29 @@ def ask(url: str, body: dict[str, Any] | list[Any] | None = None, method: str = 
         headers["Authorization"] = f"Basic {base64.b64encode(known.encode()).decode()}"
     request = urllib.request.Request(url, data, headers, method=method or None)
     try:
-        with _direct.open(request, timeout=10) as response:
-            text = response.read().decode()
+        text = _answer(request, _READ_SECONDS if request.get_method() == "GET" else _WRITE_SECONDS)
     except (OSError, http.client.HTTPException):
         return None
     try:
         return json.loads(text)
     except ValueError:
         return text
+
+
+def _answer(request: urllib.request.Request, seconds: float) -> str:
+    for pause in _PAUSES:
+        try:
+            return _answer_now(request, seconds)
+        except urllib.error.HTTPError as error:
+            if error.code != http.HTTPStatus.SERVICE_UNAVAILABLE:
+                raise
+        time.sleep(pause)
+    return _answer_now(request, seconds)
+
+
+def _answer_now(request: urllib.request.Request, seconds: float) -> str:
+    with _direct.open(request, timeout=seconds) as response:
+        return str(response.read().decode())
 
 
 def port_taken(host: str, port: int) -> bool:

@@ -14,6 +14,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from tasks.operations import processes
 from tasks.operations.processes import Record, ask, read, start, stop
 
 # A parent that starts a child in a session of its own, and both say so before they wait.
@@ -109,3 +110,29 @@ def test_a_server_with_a_password_is_asked_with_it(monkeypatch: pytest.MonkeyPat
         assert ask(f"{url}/api/flows/count") is True
         assert ask(f"{url}/health") is None, "Prefect's password is told to Prefect alone"
         server.shutdown()
+
+
+@pytest.mark.parametrize(
+    ("code", "times", "answer", "asked"), [(503, 2, "done", 3), (503, 9, None, 3), (500, 9, None, 1)]
+)
+def test_only_a_busy_server_is_asked_again(
+    monkeypatch: pytest.MonkeyPatch, code: int, times: int, answer: str | None, asked: int
+) -> None:
+    monkeypatch.setattr(processes, "_PAUSES", (0.01, 0.01))
+    heard = []
+
+    class Busy(BaseHTTPRequestHandler):
+        def do_PUT(self) -> None:
+            heard.append(self.rfile.read(int(self.headers["Content-Length"])))
+            self.send_response(code if len(heard) <= times else 200)
+            self.end_headers()
+            self.wfile.write(b'"done"')
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with HTTPServer(("127.0.0.1", 0), Busy) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        assert ask(f"http://127.0.0.1:{server.server_address[1]}/api/it", {"enabled": False}, "PUT") == answer
+        server.shutdown()
+    assert heard == [b'{"enabled": false}'] * asked
