@@ -32,7 +32,8 @@ from gptmodel.training.launch import child_environment
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = Path(__file__).with_name("results") / "gpu.json"
-SHARES = {"machine": 6, "124m": 30, "writing": 8, "355m": 20, "774m": 23, "race": 14}
+SHARES = {"machine": 8, "124m": 36, "writing": 8, "355m": 18, "774m": 20, "race": 14}
+_LEAST_SECONDS = 35.0  # of a group: torch's import, the GPU's start and the first kernels take half of it
 Row = dict[str, Any]
 
 
@@ -86,7 +87,7 @@ def measure(group: str, seconds: float, given: argparse.Namespace, report: Repor
         text=True,
         cwd=ROOT,
         env=child_environment(0),
-        start_new_session=True,  # with the trainings that it starts, it can be ended as one
+        start_new_session=True,  # to be ended with its compilers; a training that it started ends when it is gone
     )
     lines: queue.Queue[str] = queue.Queue()
     reader = threading.Thread(target=_pump, args=(child, lines), daemon=True)
@@ -162,7 +163,7 @@ def main() -> int:
     for number, group in enumerate(groups):
         left = ends - time.monotonic()
         share = SHARES[group] / sum(SHARES[later] for later in groups[number:])
-        measure(group, max(0.0, left * share), given, report)
+        measure(group, max(0.0, min(left, max(_LEAST_SECONDS, left * share))), given, report)
     print(f"{len(report.rows)} rows, {len(report.missing)} not measured: {given.out}")
     return 0 if report.rows else 1
 

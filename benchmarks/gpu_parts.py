@@ -196,6 +196,7 @@ def _racer(given: argparse.Namespace, kind: str, rate: float) -> PipelineConfig:
             f"train.batch_size={batch}",
             f"train.micro_batch_size={batch}",
             f"train.device={given.device}",
+            "train.processes=1",
             "train.precision=bfloat16",
             f"train.optimizer.kind={kind}",
             f"train.optimizer.learning_rate={rate}",

@@ -16,7 +16,9 @@ _ACTIVATION_BYTES = (
 )
 _RESIDUAL_BYTES = 8  # and, per token, layer and unit of width, the residual stream in float32 at two places
 _BLOCK = 256  # queries at once in `gptmodel.attention`, which this module cannot ask: it imports torch
-_LOGITS_BYTES = 1 << 27  # that are there at one time, as `gptmodel.loss` takes them
+_LOGITS_BYTES = 1 << 27  # that are there at one time on a processor, as `gptmodel.padded_head` takes them
+_GPU_ROWS, _TILE = 8192, 128  # and on a GPU: rows of logits at one time, and what the vocabulary is padded to
+_SOFTMAX = 4  # float32 tensors of their size that softmax and its gradient hold at once, where nothing is compiled
 _FRAMEWORK = 400_000_000  # Python and libraries in a training process on a processor: what seven took beyond the rest
 _SUMMED = 4  # gradients of the token table at the end of the backward pass, as measured: head and lookup are summed
 
@@ -134,6 +136,7 @@ def memory(
     on_cpu: bool = False,
     muon: bool = False,
     accumulates: bool = False,
+    compiled: bool = False,
     parts: int = 1,
 ) -> Memory:
     """Estimate for a device that holds the whole model, or one of so many `parts` of its weights and moments.
@@ -152,8 +155,6 @@ def memory(
     kept = micro_batch_size * model.n_head * kept_probabilities(model.context_length) if keeps else 0
     by_muon = L * 12 * model.n_embd**2 if muon else 0
     number = _BFLOAT16 if bfloat16 else _FLOAT32
-    chunks = -(-tokens // max(1, _LOGITS_BYTES // (V * number)))
-    logits = -(-tokens // chunks) * V
     table = _FLOAT32 * found.tokens
     optimizer = _FLOAT32 * (2 * N - by_muon)
     root = _FLOAT32 * (N - L * (12 * model.n_embd + 9) * model.n_embd)
@@ -164,7 +165,7 @@ def memory(
         gradients=gradients,
         optimizer=optimizer // parts,
         activations=L * (tokens * model.n_embd * a_place + _BFLOAT16 * kept),
-        logits=logits * (number if on_cpu else number + _FLOAT32),  # a processor takes softmax a few rows at a time
+        logits=_logits_on_cpu(tokens, V, number) if on_cpu else _logits_on_gpu(tokens, V, number, compiled),
         head=table + (_BFLOAT16 * found.tokens if bfloat16 else 0),
         casts=_BFLOAT16 * N if bfloat16 and parts == 1 else 0,  # the groups are gathered as such
         copies=_FLOAT32 * N + optimizer if on_cpu else 0,
@@ -175,11 +176,25 @@ def memory(
     )
 
 
-def largest_micro_batch(model: ModelConfig, device_bytes: float, *, bfloat16: bool, parts: int = 1) -> int:
+def _logits_on_cpu(tokens: int, vocabulary: int, number: int) -> int:
+    """Bytes of one chunk, in numbers of so many bytes: its softmax is taken a few rows at a time."""
+    chunks = -(-tokens // max(1, _LOGITS_BYTES // (vocabulary * number)))
+    return -(-tokens // chunks) * vocabulary * number
+
+
+def _logits_on_gpu(tokens: int, vocabulary: int, number: int, compiled: bool) -> int:
+    """Bytes of one chunk, and of its gradient; where nothing is compiled, of what comes before that in float32."""
+    padded = vocabulary + -vocabulary % _TILE
+    return min(tokens, _GPU_ROWS) * padded * (number + (number if compiled else _SOFTMAX * _FLOAT32))
+
+
+def largest_micro_batch(
+    model: ModelConfig, device_bytes: float, *, bfloat16: bool, compiled: bool = False, parts: int = 1
+) -> int:
     """The most sequences whose estimate stays within a GPU's bytes; 0 where not even one does."""
 
     def fits(micro_batch_size: int) -> bool:
-        held = memory(model, micro_batch_size, bfloat16=bfloat16, accumulates=True, parts=parts)
+        held = memory(model, micro_batch_size, bfloat16=bfloat16, accumulates=True, compiled=compiled, parts=parts)
         return held.total <= device_bytes
 
     low, high = 0, 1

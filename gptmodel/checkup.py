@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import os
+import shutil
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -185,7 +186,10 @@ def _gpu() -> Finding:
     for index in range(torch.cuda.device_count()):
         free, whole = torch.cuda.mem_get_info(index)
         found.append(f"{torch.cuda.get_device_name(index)}, {size(free)} of {size(whole)} free")
-    return Finding("GPU", "ok", "; ".join(found))
+    said = "; ".join(found)
+    if not any(map(shutil.which, (os.environ.get("CC", "cc"), "gcc", "clang"))):
+        return Finding("GPU", "warn", f"{said}; no C compiler, which train.compile needs", "apt-get install gcc")
+    return Finding("GPU", "ok", said)
 
 
 def clock(server_seconds: float, own_seconds: float, whose: str) -> Finding:

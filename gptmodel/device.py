@@ -7,7 +7,7 @@ import re
 import time
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -19,6 +19,7 @@ from gptmodel.resident import peak_resident_bytes
 _DATASHEET_BF16 = {
     "B200": 2250e12,
     "GH200": 989e12,
+    "H200 NVL": 835e12,
     "H200": 989e12,
     "H100 PCIe": 756e12,
     "H100 NVL": 835e12,
@@ -30,6 +31,7 @@ _DATASHEET_BF16 = {
     "A10": 125e12,
     "RTX 4090": 165e12,
 }
+_NOT_WHOLE = r"\b(MIG|Laptop|Max-Q|4090 D)\b"  # a part of a card, or a smaller one under its name
 _BF16_GAIN = 1.3  # bfloat16 must be this much faster to be worth its rounding; ours measured 2 or more, or below 1
 _GEMM_SIZE = 1024
 
@@ -69,6 +71,11 @@ def pick_device(wanted: str, local_rank: int = 0) -> torch.device:
         raise ConfigError("device is cuda, but torch sees no CUDA device here; set train.device=cpu or auto")
     if wanted == "cpu" or not torch.cuda.is_available():
         return torch.device("cpu")
+    if local_rank >= (there := torch.cuda.device_count()):
+        raise ConfigError(
+            f"train.processes asks for more than {local_rank} GPUs, and torch sees {there}; "
+            f"set train.processes={there}, or 0 for one each"
+        )
     return torch.device("cuda", local_rank)
 
 
@@ -77,7 +84,7 @@ def set_up(config: TrainConfig, precision: str = "", local_rank: int = 0) -> Mac
     device = pick_device(config.device, local_rank)
     threads = config.threads or os.cpu_count() or 1
     torch.set_num_threads(threads)
-    torch.set_float32_matmul_precision("high" if device.type == "cuda" else "medium")
+    torch.set_float32_matmul_precision(_float32_products(device))
     if config.compile:
         torch.use_deterministic_algorithms(config.deterministic)
     else:  # the same, but for telling the compiler, whose import takes seconds
@@ -93,6 +100,8 @@ def set_up(config: TrainConfig, precision: str = "", local_rank: int = 0) -> Mac
     else:
         speeds = {wanted: _gemm_flops(device, wanted)}
         choice = "as an earlier attempt of this run" if precision else "as configured"
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)  # what was multiplied above is not the training's memory
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else torch.backends.cpu.get_cpu_capability()
     datasheet = datasheet_flops(name) if wanted == "bfloat16" else 0.0
     return Machine(
@@ -106,9 +115,17 @@ def set_up(config: TrainConfig, precision: str = "", local_rank: int = 0) -> Mac
     )
 
 
+def _float32_products(device: torch.device) -> Literal["highest", "high", "medium"]:
+    """TF32 on a GPU, and oneDNN's float32 on a processor: with tiles (AMX) that would be bfloat16 under its name."""
+    if device.type == "cuda":
+        return "high"
+    return "highest" if torch.cpu._is_amx_tile_supported() else "medium"
+
+
 def datasheet_flops(name: str) -> float:
     """Dense bfloat16 FLOP/s of the GPU with this name; 0 where we do not know it, as of an A10G, which is no A10."""
-    return next((flops for part, flops in _DATASHEET_BF16.items() if re.search(rf"\b{part}\b", name)), 0.0)
+    known = (flops for part, flops in _DATASHEET_BF16.items() if re.search(rf"\b{part}\b", name))
+    return 0.0 if re.search(_NOT_WHOLE, name) else next(known, 0.0)
 
 
 def _gemm_flops(device: torch.device, precision: str) -> float:

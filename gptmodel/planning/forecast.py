@@ -168,6 +168,7 @@ def forecast(
         on_cpu=not on_gpu,
         muon=train.optimizer.kind == "muon",
         accumulates=train.batch_size // train.micro_batch_size > processes,
+        compiled=train.compile,
         parts=processes if train.sharding == "full" else 1,
     )
     return Forecast(
@@ -227,6 +228,7 @@ def _offer(
             config.model,
             hardware.memory_gb * 1e9 * SPARE,
             bfloat16=True,
+            compiled=config.train.compile,
             parts=devices if config.train.sharding == "full" else 1,
         ),
     )

@@ -204,6 +204,8 @@ def cost_of_a_copy(model: GPT, optimizer: torch.optim.Optimizer) -> tuple[float,
     tensors = [p.detach() for p in model.parameters()]
     tensors += [value for state in optimizer.state.values() for value in state.values()]
     largest = own_part(max(tensors, key=Tensor.numel))
+    if largest.is_cuda:
+        torch.cuda.synchronize(largest.device)  # or the copy would wait for the update before it
     started = time.perf_counter()
     largest.to("cpu", copy=True)
     seconds, n_bytes = time.perf_counter() - started, sum(tensor.numel() * tensor.element_size() for tensor in tensors)

@@ -46,6 +46,7 @@ def test_a_step_waits_for_the_device_once(kind: str, tmp_path: Path) -> None:
     state = TrainState()
     trainer.advance(state)
     found = syncs(lambda: trainer.advance(state))
+    trainer.metrics.close()
     assert {place.split(":")[0]: count for place, count in found.items()} == {"loop.py": 1}
 
 

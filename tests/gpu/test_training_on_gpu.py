@@ -23,6 +23,7 @@ pytestmark = [
     pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no CUDA device"),
 ]
 Tiny = Callable[..., PipelineConfig]
+ON_GPU = ("train.device=cuda", "train.processes=1")
 
 
 def own_store(tiny_data: tuple[Store, Artifact], root: Path) -> tuple[Store, Artifact]:
@@ -44,12 +45,12 @@ def test_the_curve_is_that_of_the_processor(
 ) -> None:
     store, shards = own_store(tiny_data, tmp_path / "store")
     on_cpu = losses(store, shards, tiny("model.dropout=0", "train.device=cpu"))
-    on_gpu = losses(store, shards, tiny("model.dropout=0", "train.device=cuda", f"train.precision={precision}"))
+    on_gpu = losses(store, shards, tiny("model.dropout=0", *ON_GPU, f"train.precision={precision}"))
     assert on_gpu == pytest.approx(on_cpu, abs=close)
 
 
 def test_a_stopped_run_goes_on_to_the_same_bits(tiny_data: tuple[Store, Artifact], tiny: Tiny, tmp_path: Path) -> None:
-    config = tiny("train.device=cuda", "train.deterministic=true")
+    config = tiny(*ON_GPU, "train.deterministic=true", "train.max_steps=400", "train.checkpoint_every=400")
     whole_store, shards = own_store(tiny_data, tmp_path / "whole")
     whole, _ = pretrain(whole_store, plan_training(whole_store, config, shards), on_line=lambda _: None)
     store, shards = own_store(tiny_data, tmp_path / "stopped")

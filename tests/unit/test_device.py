@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from gptmodel.config import ModelConfig
-from gptmodel.device import Machine, datasheet_flops
+from gptmodel.config import ModelConfig, TrainConfig
+from gptmodel.device import Machine, datasheet_flops, pick_device, set_up
+from gptmodel.errors import ConfigError
 from gptmodel.model import GPT
 from gptmodel.settings import load_config
 from gptmodel.training.checkpoint import TrainState
@@ -22,6 +23,7 @@ from gptmodel.training.telling import Teller
     ("name", "teraflops"),
     [
         ("NVIDIA H200", 989),
+        ("NVIDIA H200 NVL", 835),
         ("NVIDIA GH200 480GB", 989),
         ("NVIDIA H100 80GB HBM3", 989),
         ("NVIDIA H100 PCIe", 756),
@@ -33,11 +35,35 @@ from gptmodel.training.telling import Teller
         ("NVIDIA A10", 125),
         ("NVIDIA A10G", 0),  # another part, at half the speed
         ("NVIDIA GeForce RTX 4090", 165),
+        ("NVIDIA GeForce RTX 4090 Laptop GPU", 0),
+        ("NVIDIA GeForce RTX 4090 D", 0),
+        ("NVIDIA H100 80GB HBM3 MIG 1g.10gb", 0),  # a seventh of the card
         ("Tesla T4", 0),
     ],
 )
 def test_a_gpu_has_the_peak_of_its_own_data_sheet(name: str, teraflops: float) -> None:
     assert datasheet_flops(name) == teraflops * 1e12
+
+
+def test_more_processes_than_gpus_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert pick_device("auto", 1) == torch.device("cuda", 1)
+    with pytest.raises(ConfigError, match=r"more than 2 GPUs, and torch sees 2; set train\.processes=2"):
+        pick_device("cuda", 2)
+
+
+@pytest.mark.parametrize(("tiles", "products"), [(True, "highest"), (False, "medium")])
+def test_float32_is_float32_on_a_processor_with_bfloat16_tiles(
+    monkeypatch: pytest.MonkeyPatch, tiles: bool, products: str
+) -> None:
+    before = torch.get_float32_matmul_precision(), torch.get_num_threads()
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: tiles)
+    try:
+        set_up(TrainConfig(device="cpu", precision="float32", threads=before[1]))
+        assert torch.get_float32_matmul_precision() == products
+    finally:
+        torch.set_float32_matmul_precision(before[0])
 
 
 def machine(peak: float, source: str = "measured") -> Machine:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
+import shutil
 import socket
 import threading
 import time
@@ -189,3 +190,17 @@ def test_a_hub_that_is_out_of_reach_is_no_fault(monkeypatch: pytest.MonkeyPatch)
     with server() as url:
         monkeypatch.setenv("HF_ENDPOINT", url)
         assert services()["hub"][:2] == ("ok", f"{url} answers")
+
+
+@pytest.mark.parametrize(("compiler", "state"), [("/usr/bin/gcc", "ok"), (None, "warn")])
+def test_a_gpu_without_a_compiler_is_told_before_the_first_step(
+    monkeypatch: pytest.MonkeyPatch, compiler: str | None, state: str
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda index: (79e9, 80e9))
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda index: "NVIDIA H100")
+    monkeypatch.setattr(shutil, "which", lambda name: compiler)
+    found = gptmodel.checkup._gpu()
+    assert found.state == state
+    assert found.value.startswith("NVIDIA H100, 79.0 GB of 80.0 GB free")

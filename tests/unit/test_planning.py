@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import json
 import math
+import weakref
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812 - its usual name
 from click.testing import CliRunner, Result
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from flows.commands.plan import plan
+from gptmodel import padded_head
 from gptmodel.arithmetic import (
     count_parameters,
     flops_per_token,
@@ -100,6 +103,43 @@ def test_the_attention_that_is_kept_is_what_torch_saves(T: int) -> None:
     model = replace(SMALL, context_length=T)
     kept, not_kept = (memory(model, 2, bfloat16=True, on_cpu=cpu).activations for cpu in (True, False))
     assert kept - not_kept == 2 * SMALL.n_layer * 2 * SMALL.n_head * kept_probabilities(T)
+
+
+class Held(TorchDispatchMode):
+    """The most bytes at one time of all tensors that are made in its body."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.most = self._now = 0
+        self._known: set[int] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        found = func(*args, **(kwargs or {}))
+        for made in found if isinstance(found, tuple | list) else [found]:
+            if isinstance(made, torch.Tensor) and made.data_ptr() not in self._known:
+                storage = made.untyped_storage()
+                self._known.add(storage.data_ptr())
+                self._now += storage.nbytes()
+                self.most = max(self.most, self._now)
+                weakref.finalize(storage, self._gone, storage.data_ptr(), storage.nbytes())
+        return found
+
+    def _gone(self, place: int, n_bytes: int) -> None:
+        self._known.discard(place)
+        self._now -= n_bytes
+
+
+@pytest.mark.parametrize("bfloat16", [True, False])
+def test_the_logits_on_a_gpu_take_as_much_as_they_are_counted_for(bfloat16: bool) -> None:
+    model = ModelConfig(vocab_size=6300, n_embd=8, n_layer=1, n_head=1, context_length=512)
+    dtype = torch.bfloat16 if bfloat16 else torch.float32
+    x, weight = torch.randn(512, 8, dtype=dtype), torch.randn(6400, 8, dtype=dtype)
+    with Held() as held:
+        padded_head._in_large_chunks(x, weight, torch.randint(6300, (512,)), 6300)
+    counted = memory(model, 1, bfloat16=bfloat16).logits
+    assert counted <= held.most < 1.01 * counted
+    twice = replace(model, context_length=2 * padded_head._CHUNK_ROWS)
+    assert memory(twice, 9, bfloat16=bfloat16).logits == memory(twice, 1, bfloat16=bfloat16).logits
 
 
 @pytest.mark.parametrize("kind", ["adamw", "muon"])

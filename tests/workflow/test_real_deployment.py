@@ -168,6 +168,10 @@ def test_the_templates_fit_the_workers_own_schemas(installed: Path) -> None:
     assert docker["lost"] == kubernetes["lost"] == []
     assert docker["job"]["volumes"] == ["gptflow-store:/srv/gptflow/store"]
     assert docker["job"]["env"]["GPTFLOW_STORE"] == "/srv/gptflow/store"
+    assert docker["job"]["container_create_kwargs"] == {
+        "shm_size": "8g",
+        "device_requests": [{"count": -1, "capabilities": [["gpu"]]}],
+    }
     job = kubernetes["job"]["job_manifest"]
     pod = job["spec"]["template"]["spec"]
     (container,) = pod["containers"]
