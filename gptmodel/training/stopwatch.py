@@ -30,12 +30,16 @@ class Stopwatch:
     end: float = 0.0
 
     def pace(self, peak_memory_bytes: float) -> dict[str, float]:
-        """What the parts took on average, for forecasts of later runs of this shape; empty where no step was made."""
+        """What the parts took on average, for forecasts of later runs of this shape; empty where no step was made.
+
+        What the first step took beyond the others, as for compiling, counts as a part of the start.
+        """
         if not self.steps:
             return {}
+        step = statistics.fmean(self.steps[1:] or self.steps)
         found = Pace(
-            start_seconds=self.start,
-            step_seconds=statistics.fmean(self.steps),
+            start_seconds=self.start + max(0.0, self.steps[0] - step),
+            step_seconds=step,
             evaluation_seconds=_mean(self.evaluations),
             save_seconds=_mean(self.saves),
             end_seconds=self.end,

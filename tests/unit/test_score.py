@@ -198,6 +198,15 @@ def test_the_forecast_of_the_first_steps_is_what_is_done_and_the_rest_at_their_p
     }
 
 
+def test_a_first_step_that_compiles_is_no_measure_of_the_steps_of_a_longer_run() -> None:
+    told = Stopwatch(start=3.0, steps=[62.0, 2.0, 2.0], evaluations=[1.0], saves=[4.0]).pace(7)
+    assert (told["start_seconds"], told["step_seconds"]) == (63.0, 2.0)
+    short = TrainConfig(max_steps=3, eval_every=3, checkpoint_every=3)
+    assert Pace(**told).seconds(short) == 3 + 62 + 2 + 2 + 2 * 1 + 4, "the whole of the run itself stays what it was"
+    assert Stopwatch(start=3.0, steps=[5.0]).pace(7)["step_seconds"] == 5.0
+    assert Stopwatch(start=3.0).pace(7) == {}
+
+
 def test_nothing_that_cannot_be_read_is_sealed(tmp_path: Path) -> None:
     from gptmodel.planning.score import PLAN_FILE, seal_plan
 
