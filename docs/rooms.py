@@ -16,8 +16,8 @@ CRAFT = PAGE.parents[1] / "gptmodel"
 BEGIN, END = "<!-- made by docs/rooms.py -->\n", "<!-- end -->\n"
 GROUPS = {
     "settings": "errors checked config criteria requirements presets settings overrides arithmetic",
-    "model": "device resident tokenizer safecuts model sharding attention loss padded_head few_rows sampling generate "
-    "weights writing",
+    "model": "device nvidia resident tokenizer safecuts model sharding attention loss padded_head few_rows sampling "
+    "generate weights writing",
     "formats": "pretrained",
 }
 Rooms = dict[str, set[str]]

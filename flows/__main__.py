@@ -172,8 +172,11 @@ def generate(prompt: tuple[str, ...], model: str, untrained: str, samples: int, 
     settings = parse_config({k: v for k, v in decoding.items() if v is not None}, DecodingConfig)
     prompts = list(prompt) or [standard_input()]
     from flows.commands.terminal import write
+    from gptmodel.device import pick_device
 
-    write([text for text in prompts for _ in range(samples)], *the_model(model, untrained), settings, as_json=as_json)
+    label, gpt = the_model(model, untrained)
+    rows = [text for text in prompts for _ in range(samples)]
+    write(rows, label, gpt.to(pick_device("auto")), settings, as_json=as_json)
 
 
 cli.add_command(benchmark)

@@ -178,9 +178,11 @@ def _arithmetic() -> Finding:
 def _gpu() -> Finding:
     import torch
 
+    from gptmodel.device import unused_gpu
+
     if not torch.cuda.is_available():
-        if torch.version.cuda:
-            return Finding("GPU", "warn", "none that torch can use, though it is built for CUDA", "nvidia-smi")
+        if unused := unused_gpu():
+            return Finding("GPU", "warn", unused, "nvidia-smi; see docs/install.md")
         return Finding("GPU", "ok", "none; training runs on the processor")
     found = []
     for index in range(torch.cuda.device_count()):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import time
@@ -13,7 +14,10 @@ import torch
 
 from gptmodel.config import TrainConfig
 from gptmodel.errors import ConfigError
+from gptmodel.nvidia import gpu_files
 from gptmodel.resident import peak_resident_bytes
+
+log = logging.getLogger(__name__)
 
 # Dense bf16 tensor-core peaks from the makers' data sheets, FLOP/s, by words of the name torch gives.
 _DATASHEET_BF16 = {
@@ -69,7 +73,11 @@ def pick_device(wanted: str, local_rank: int = 0) -> torch.device:
     """`auto`, `cpu` or `cuda` as a device; ConfigError where a GPU is asked for and none is there."""
     if wanted == "cuda" and not torch.cuda.is_available():
         raise ConfigError("device is cuda, but torch sees no CUDA device here; set train.device=cpu or auto")
-    if wanted == "cpu" or not torch.cuda.is_available():
+    if wanted == "cpu":
+        return torch.device("cpu")
+    if not torch.cuda.is_available():
+        if unused := unused_gpu():
+            log.warning("%s; working on the processor", unused)
         return torch.device("cpu")
     if local_rank >= (there := torch.cuda.device_count()):
         raise ConfigError(
@@ -77,6 +85,16 @@ def pick_device(wanted: str, local_rank: int = 0) -> torch.device:
             f"set train.processes={there}, or 0 for one each"
         )
     return torch.device("cuda", local_rank)
+
+
+def unused_gpu() -> str:
+    """Why torch cannot use the GPU that the system has, in words; empty where it can, or where there is none."""
+    there = gpu_files()
+    if not there or os.environ.get("CUDA_VISIBLE_DEVICES", "0") in ("", "-1") or torch.cuda.is_available():
+        return ""
+    cuda = torch.version.cuda
+    why = f"is built for CUDA {cuda} and finds none: is the driver new enough?" if cuda else "is built without CUDA"
+    return f"there is a GPU ({there[0]}), but torch {torch.__version__} {why}"
 
 
 def set_up(config: TrainConfig, precision: str = "", local_rank: int = 0) -> Machine:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gptmodel.arithmetic import (
@@ -17,6 +16,7 @@ from gptmodel.arithmetic import (
 )
 from gptmodel.config import PipelineConfig
 from gptmodel.errors import ConfigError
+from gptmodel.nvidia import gpu_files
 from gptmodel.planning.measuring import SPARE, Trial
 from gptmodel.planning.rates import Bill, Hardware, Rates, bill
 from gptmodel.planning.scaling import Expected, expected_loss
@@ -208,7 +208,7 @@ def forecast(
 
 def _for_gpu(device: str, *, elsewhere: bool) -> bool:
     """Whether memory is that of a GPU, as far as can be said without loading torch."""
-    return device == "cuda" or (device == "auto" and (elsewhere or any(Path("/dev").glob("nvidia[0-9]*"))))
+    return device == "cuda" or (device == "auto" and (elsewhere or bool(gpu_files())))
 
 
 def _offer(

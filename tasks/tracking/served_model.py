@@ -22,9 +22,10 @@ class GPTModel(PythonModel):
     def load_context(self, context: Any) -> None:
         from pathlib import Path
 
+        from gptmodel.device import pick_device
         from gptmodel.weights import load_model
 
-        self._model = load_model(Path(context.artifacts["weights"])).eval()
+        self._model = load_model(Path(context.artifacts["weights"])).to(pick_device("auto")).eval()
 
     def predict(self, context: Any, model_input: pd.DataFrame, params: dict[str, Any] | None = None) -> pd.DataFrame:
         from gptmodel.writing import continue_texts

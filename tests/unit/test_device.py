@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
+from gptmodel import nvidia
 from gptmodel.config import ModelConfig, TrainConfig
 from gptmodel.device import Machine, datasheet_flops, pick_device, set_up
 from gptmodel.errors import ConfigError
@@ -51,6 +53,43 @@ def test_more_processes_than_gpus_are_refused(monkeypatch: pytest.MonkeyPatch) -
     assert pick_device("auto", 1) == torch.device("cuda", 1)
     with pytest.raises(ConfigError, match=r"more than 2 GPUs, and torch sees 2; set train\.processes=2"):
         pick_device("cuda", 2)
+
+
+@pytest.mark.parametrize(
+    ("files", "cuda", "hidden", "said"),
+    [
+        (["nvidia0", "nvidiactl"], None, None, r"there is a GPU \(.*nvidia0\), but torch \S+ is built without CUDA; w"),
+        (
+            ["nvidia1"],
+            "13.0",
+            None,
+            r"\(.*nvidia1\).* is built for CUDA 13\.0 and finds none: is the driver new enough",
+        ),
+        (["nvidia0"], "13.0", "", ""),
+        (["nvidiactl"], "13.0", None, ""),
+    ],
+)
+def test_a_gpu_that_is_there_and_not_used_is_told(
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    tmp_path: Path,
+    files: list[str],
+    cuda: str | None,
+    hidden: str | None,
+    said: str,
+) -> None:
+    for name in files:
+        (tmp_path / name).touch()
+    monkeypatch.setattr(nvidia, "_DEVICES", tmp_path)
+    monkeypatch.setattr(torch.version, "cuda", cuda)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if hidden is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", hidden)
+    assert pick_device("auto") == torch.device("cpu")
+    assert pick_device("cpu") == torch.device("cpu")
+    assert len(caplog.messages) == bool(said)
+    assert re.search(said, " ".join(caplog.messages))
 
 
 @pytest.mark.parametrize(("tiles", "products"), [(True, "highest"), (False, "medium")])
