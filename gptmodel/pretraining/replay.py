@@ -27,7 +27,7 @@ from gptmodel.store.artifacts import SCRATCH
 from gptmodel.training.checkpoint import Checkpointer, TrainState
 from gptmodel.training.loop import Trainer
 from gptmodel.training.metrics_log import MetricsLog
-from gptmodel.training.seen import StopSignal, step_seed
+from gptmodel.training.seen import StopSignal, seed_dropout
 from gptmodel.training.spikes import named
 
 
@@ -84,9 +84,9 @@ def replay(job: Job, step: int) -> Iterator[str]:
 def _micro_batches(trainer: Trainer, step: int) -> Iterator[str]:
     batches, size = trainer.batches, trainer.batches.micro_batch_size
     windows = batches.windows(step)
-    torch.manual_seed(step_seed(trainer.config.seed, step, trainer.rank))
     for number, (ids_BT, targets_BT) in enumerate(batches.batch(step)):
         trainer.optimizer.zero_grad(set_to_none=True)
+        seed_dropout(trainer.config.seed, step, batches.micro_batch_number(number))
         loss = trainer.loss(ids_BT, targets_BT)
         torch.autograd.backward(loss)
         norm = float(nn.utils.clip_grad_norm_(trainer.model.parameters(), math.inf))

@@ -28,7 +28,7 @@ from gptmodel.training.launch import run_child
 log = logging.getLogger(__name__)
 KIND = "checkpoint"
 # 1 had torch's own attention in bfloat16 on a processor, 2 other chunks of logits; the data is in the same order.
-RECIPE_VERSION = 3
+RECIPE_VERSION = 4
 RUNS = ".runs"  # in the store: the log of each training, by fingerprint
 LOG_HASHES = "run_log"  # in a manifest's provenance: name and sha256
 SEALED = ("metrics.jsonl", "job.json")  # they are written no more once the model is published

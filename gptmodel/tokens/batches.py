@@ -85,6 +85,10 @@ class Batches:
         found: Numbers = self._ahead[step - self._ahead_steps.start].copy()
         return found
 
+    def micro_batch_number(self, number: int) -> int:
+        """Counted over all ranks, that of this rank's micro-batch `number`, both from 0: the same for any `world`."""
+        return self._rows.start // self.micro_batch_size + number
+
     def all_windows(self, step: int) -> Numbers:
         """Window numbers of all ranks' rows at a step, in row order [batch_size]."""
         found: Numbers = self._windows(range(step, step + 1), range(self.batch_size))[0]

@@ -25,7 +25,7 @@ from gptmodel.training.metrics_log import MetricsLog
 from gptmodel.training.optimizer import learning_rate
 from gptmodel.training.pace import saves_beside_steps
 from gptmodel.training.ranks import ranks_of
-from gptmodel.training.seen import Evaluator, Seen, StopSignal, clip_gradients, step_seed
+from gptmodel.training.seen import Evaluator, Seen, StopSignal, clip_gradients, seed_dropout
 from gptmodel.training.spikes import named, remember, spike, told
 from gptmodel.training.stopwatch import Stopwatch
 from gptmodel.training.telling import Teller
@@ -158,13 +158,12 @@ class Trainer:
     def gradients(self, step: int) -> Seen:
         """Forward and backward over the batch of a step, counted from 0; clipped gradients are left in `.grad`."""
         config = self.config
-        # Dropout must not depend on what was drawn before, or a resumed run would differ.
-        torch.manual_seed(step_seed(config.seed, step, self.rank))
         micro_batches = self._feed.take(self.batches, step)
         losses: list[Tensor] = []
         n_bytes = 0
         for number, (ids_BT, targets_BT) in enumerate(micro_batches):
             self._ranks.exchange(number == len(micro_batches) - 1)
+            seed_dropout(config.seed, step, self.batches.micro_batch_number(number))
             loss = self.loss(ids_BT, targets_BT) / len(micro_batches)
             torch.autograd.backward(loss)
             losses.append(loss.detach())

@@ -6,6 +6,7 @@ import hashlib
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+import torch
 from torch import Tensor, nn
 
 from gptmodel.sharding import gathered
@@ -61,7 +62,11 @@ def clip_gradients(model: nn.Module, largest: float) -> Tensor:
     return norm
 
 
-def step_seed(seed: int, step: int, rank: int) -> int:
-    """A seed of its own for each (seed, step, rank)."""
-    digest = hashlib.blake2b(f"{seed}:{step}:{rank}".encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "big") >> 1
+def seed_dropout(seed: int, step: int, micro_batch: int) -> None:
+    """Draw as for no other (seed, step, micro-batch of the whole batch).
+
+    Dropout then depends neither on what was drawn before, or a resumed run would differ, nor on how many processes
+    share the batch.
+    """
+    digest = hashlib.blake2b(f"{seed}:{step}:{micro_batch}".encode(), digest_size=8).digest()
+    torch.manual_seed(int.from_bytes(digest, "big") >> 1)

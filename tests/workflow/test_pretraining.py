@@ -108,12 +108,11 @@ def test_two_processes_follow_the_same_curve_as_one(
     data: tuple[Store, Artifact], tiny: Tiny, undisturbed: Artifact
 ) -> None:
     store, shards = data
-    # Dropout draws differ between ranks, so the comparison is without it.
-    one = plan_training(store, tiny("model.dropout=0"), shards)
+    one = plan_training(store, tiny(), shards)  # with dropout
     first, _ = pretrain(store, one, on_line=lambda _: None)
     shutil.rmtree(first.path)
     alone = _losses(one)
-    two = plan_training(store, tiny("model.dropout=0", "train.processes=2", "train.threads=1"), shards)
+    two = plan_training(store, tiny("train.processes=2", "train.threads=1"), shards)
     assert two.request.fingerprint == one.request.fingerprint, "how many processes is not what is asked"
     pretrain(store, two, on_line=print)  # shown if it fails: torchrun's own summary says only which process died
     assert _losses(two) == pytest.approx(alone, abs=1e-4)

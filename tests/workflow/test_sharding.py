@@ -72,7 +72,7 @@ def test_parts_follow_the_curve_of_the_whole_and_leave_the_same_kind_of_product(
     data: tuple[Store, Artifact], tiny: Tiny, publish: str
 ) -> None:
     store, shards = data
-    sets = ("model.dropout=0", "model.n_layer=2", f"train.publish={publish}")
+    sets = ("model.n_layer=2", f"train.publish={publish}")
     one = plan_training(store, tiny(*sets), shards)
     whole, _ = trained(store, one)
     alone, weights = losses(one), load_file(whole.path / "model.safetensors")
@@ -97,7 +97,7 @@ def test_parts_go_on_from_a_stop_or_a_kill_to_the_very_bits(
     data: tuple[Store, Artifact], tiny: Tiny, signum: int
 ) -> None:
     store, shards = data
-    training = plan_training(store, tiny(*LONG, *TWO), shards)  # with dropout
+    training = plan_training(store, tiny(*LONG, *TWO), shards)
     undisturbed, _ = trained(store, training)
     shutil.rmtree(undisturbed.path)
     shutil.rmtree(training.run_dir)
@@ -112,12 +112,12 @@ def test_what_parts_have_saved_goes_on_as_a_whole_and_the_other_way_round(
     data: tuple[Store, Artifact], tiny: Tiny, first: str
 ) -> None:
     store, shards = data
-    whole = plan_training(store, tiny(*LONG, "model.dropout=0"), shards)
+    whole = plan_training(store, tiny(*LONG), shards)
     undisturbed, _ = trained(store, whole)
     alone = losses(whole)
     shutil.rmtree(undisturbed.path)
     shutil.rmtree(whole.run_dir)
-    parts = plan_training(store, tiny(*LONG, "model.dropout=0", *TWO), shards)
+    parts = plan_training(store, tiny(*LONG, *TWO), shards)
     before, after = (parts, whole) if first == "parts" else (whole, parts)
     break_off(store, before, signal.SIGTERM)
     _, lines = trained(store, after)
