@@ -59,12 +59,12 @@ class MetricsLog:
 
 
 def read_lines(path: Path) -> Iterator[dict[str, Any]]:
-    """The complete lines of a log; a last line torn by a kill is left out. Nothing where there is no file."""
+    """The complete lines of a log; a last line torn by a kill or a full disk is left out. Nothing without a file."""
     if not path.exists():
         return
-    with path.open(encoding="utf-8") as file:
+    with path.open("rb") as file:  # it may be torn inside a character
         for text in file:
-            if not text.endswith("\n"):
+            if not text.endswith(b"\n"):
                 return
             yield json.loads(text)
 

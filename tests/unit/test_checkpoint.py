@@ -150,15 +150,16 @@ def test_a_failed_write_ends_the_training_long_before_the_next_save(tmp_path: Pa
     assert len(list(read_lines(metrics.path))) < 1_500
 
 
-def test_the_log_drops_what_a_resumed_run_makes_again(tmp_path: Path) -> None:
+@pytest.mark.parametrize("torn", [b'{"step": 6, "met', '{"step": 6, "samples": [{"text": "\ufffd'.encode()[:-1]])
+def test_the_log_drops_what_a_resumed_run_makes_again(tmp_path: Path, torn: bytes) -> None:
     path = tmp_path / "metrics.jsonl"
     log = MetricsLog(path)
     log.start(-1)
     for number in range(1, 6):
         log.log(number, tokens=number * 10, metrics={"train/loss": 0.1 + number, "speed/tokens_per_second": 3.0})
     log.close()
-    with path.open("a") as file:
-        file.write('{"step": 6, "met')  # torn by a kill
+    with path.open("ab") as file:
+        file.write(torn)  # by a kill or a full disk, perhaps inside a character
     assert [line["step"] for line in read_lines(path)] == [1, 2, 3, 4, 5]
     log.start(3)
     log.log(4, tokens=40, metrics={"train/loss": float("nan")})
