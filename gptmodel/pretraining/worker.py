@@ -49,7 +49,7 @@ def main() -> int:
     job = Job(**json.loads(job_path.read_text()))
     rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
     logging.basicConfig(level=logging.INFO if rank == 0 else logging.WARNING, format="%(message)s", stream=sys.stdout)
-    stop = StopSignal()
+    parent, stop = os.getppid(), StopSignal()
     _watch_signals(stop)
     _watch_parent(stop)
     try:
@@ -62,19 +62,20 @@ def main() -> int:
         if world > 1:
             dist.barrier()  # one that leaves while another still talks to it can abort that one
     except GptflowError as error:
-        return _report(error, job_path.parent)
+        return _report(error, job_path.parent, parent)
     except torch.OutOfMemoryError as error:
         message = f"out of GPU memory: {str(error).splitlines()[0]} Set a smaller train.micro_batch_size"
-        return _report(ConfigError(message), job_path.parent)
+        return _report(ConfigError(message), job_path.parent, parent)
     finally:
         if dist.is_initialized():
             dist.destroy_process_group()
     return 0
 
 
-def _report(error: GptflowError, directory: Path) -> int:
+def _report(error: GptflowError, directory: Path, parent: int) -> int:
     told = {"type": type(error).__name__, "message": str(error), "signum": getattr(error, "signum", 0)}
-    if not isinstance(error, LockLostError):  # the directory is another run's by now
+    # Without its lock or its parent it would tell another run, whose directory this is by now.
+    if not isinstance(error, LockLostError) and os.getppid() == parent:
         _tell(directory / ERROR_FILE, json.dumps(told))
     log.error("%s", error)
     return error.exit_code
@@ -116,6 +117,7 @@ def train(job: Job, stop: StopSignal, rank: int = 0, world: int = 1) -> None:
     if rank == 0:
         work.mkdir(parents=True, exist_ok=True)
         with exclusive(work / "worker.lock", "this training", wait=True) as hold:
+            write_atomic(Path(job.run_dir) / ERROR_FILE, " " * ERROR_ROOM)  # that one may have told of its own end
             _train(job, work, stop, rank, world, hold.check)
     else:
         _train(job, work, stop, rank, world)

@@ -21,7 +21,7 @@ from mlflow import MlflowClient
 
 import tasks.tracking.feed
 from gptmodel.config import PipelineConfig
-from gptmodel.errors import Interrupted, LockLostError
+from gptmodel.errors import ChildDiedError, Interrupted, LockLostError
 from gptmodel.pretraining.step import Training, plan_training, pretrain
 from gptmodel.store.artifacts import Artifact, Store
 from gptmodel.store.locks import exclusive
@@ -110,6 +110,28 @@ def test_a_training_that_wakes_up_after_it_was_replaced_writes_nothing(
     assert str(last_words).startswith("ended: LockLostError this training: this run lost its lock")
     assert written == set()
     assert not runs
+
+
+def test_what_the_child_of_a_killed_run_has_to_say_is_not_taken_for_the_word_of_the_next_one(
+    tiny_data: tuple[Store, Artifact], tiny: Callable[..., PipelineConfig], tmp_path: Path
+) -> None:
+    shutil.copytree(tiny_data[0].root, tmp_path / "store")
+    store = Store(tmp_path / "store")
+    endless = tiny("train.max_steps=100000", "train.checkpoint_every=100000", "train.eval_every=100000")
+    training = plan_training(store, endless, store.resolve(tiny_data[1].label))
+    old, orphan = start_elsewhere(store, training)
+    orphan.suspend()  # a step that takes long
+    old.kill()
+    old.communicate()
+
+    def on_line(line: str) -> None:
+        if "waiting for process" in line:
+            orphan.resume()  # it saves, and ends
+        if line.startswith("going on from the checkpoint"):
+            child_of(os.getpid()).kill()  # out of memory
+
+    with pytest.raises(ChildDiedError, match="killed by SIGKILL"):
+        pretrain(store, training, on_line=on_line)
 
 
 @pytest.fixture(scope="module")
