@@ -146,7 +146,7 @@ class TrainConfig:
             "spike_window",
             "max_spikes",
         )
-        at_least_zero = ("processes", "threads", "eval_tokens", "early_stop_evals", "seed")
+        at_least_zero = ("processes", "threads", "eval_tokens", "early_stop_evals")
         check(
             self,
             [
@@ -155,6 +155,7 @@ class TrainConfig:
                     for n in at_least_one
                 ),
                 *((getattr(self, n) < 0, f"{n} is {getattr(self, n)}; give 0 or more") for n in at_least_zero),
+                (not 0 <= self.seed < 2**63, f"seed is {self.seed}; give a whole number from 0 up to 2^63 - 1"),
                 (
                     not 0 <= self.spike_threshold < float("inf"),
                     f"spike_threshold is {self.spike_threshold}; give 0 for none, or nats such as 2.0",

@@ -68,6 +68,7 @@ def test_all_problems_are_told_at_once_with_the_nearest_name() -> None:
         (["train=5"], "train is a group of settings"),
         (["max_steps"], "not of the form a.b=value"),
         (["train.max_steps=four"], "train.max_steps"),
+        ([f"train.seed={2**63}"], "train.seed is 9223372036854775808; give a whole number from 0 up to"),
         (["train.batch_size=9"], "not a multiple of micro_batch_size 8"),
         (["name=a/b"], "not a plain name"),
         (["model.vocab_size=100"], "below the tokenizer's 50257"),
