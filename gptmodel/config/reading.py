@@ -156,6 +156,8 @@ class _Reader:
 
     def _scalar(self, node: yaml.ScalarNode, hint: Any, path: Place) -> Any:
         is_text = hint is str or get_origin(hint) is Literal
+        if node.tag == "tag:yaml.org,2002:bool":  # to Python True is 1
+            is_text = is_text or bool({int, float} & {hint, *get_args(hint)})
         if is_text and node.tag != "tag:yaml.org,2002:null":
             return node.value
         try:

@@ -69,6 +69,8 @@ def test_all_problems_are_told_at_once_with_the_nearest_name() -> None:
         (["max_steps"], "not of the form a.b=value"),
         (["train.max_steps=four"], "train.max_steps"),
         ([f"train.seed={2**63}"], "train.seed is 9223372036854775808; give a whole number from 0 up to"),
+        (["train.max_steps=true"], "train.max_steps is 'true'; give a whole number"),
+        (["train.optimizer.learning_rate=false"], "train.optimizer.learning_rate is 'false'; give a number"),
         (["train.batch_size=9"], "not a multiple of micro_batch_size 8"),
         (["name=a/b"], "not a plain name"),
         (["model.vocab_size=100"], "below the tokenizer's 50257"),
@@ -77,6 +79,16 @@ def test_all_problems_are_told_at_once_with_the_nearest_name() -> None:
 def test_wrong_values_name_setting_and_fix(sets: list[str], words: str) -> None:
     with pytest.raises(ConfigError, match=words.replace(".", r"\.")):
         load_config(sets=sets)
+
+
+def test_true_in_a_file_is_no_number(tmp_path: Path) -> None:
+    (tmp_path / "a.yaml").write_text("evaluate:\n  decodings: [{top_k: true, stop: ['a']}]\ntrain: {max_steps: true}\n")
+    with pytest.raises(ConfigError) as told:
+        load_config(file=tmp_path / "a.yaml")
+    assert [problem.removeprefix(f"{tmp_path}/a.yaml:") for problem in told.value.problems] == [
+        "3: train.max_steps is 'true'; give a whole number",
+        "2: evaluate.decodings.0.top_k is 'true'; give a whole number",
+    ]
 
 
 def test_wrong_files(tmp_path: Path) -> None:
