@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from gptmodel.checked import ConfigT, adapter
 from gptmodel.config import PipelineConfig
 from gptmodel.config.problems import nearest, told_problems
-from gptmodel.config.reading import Layer, Place, read_file, read_set
+from gptmodel.config.reading import Layer, Place, hint_of, read_file, read_set
 from gptmodel.errors import ConfigError
 from gptmodel.presets import PRESETS
 
@@ -108,7 +108,21 @@ def _layered(
         for leaf in _leaves(layer.data):
             origins = {path: told for path, told in origins.items() if path[: len(leaf)] != leaf}
         data, origins = _merge(data, layer.data), {**origins, **layer.origins}
+    for layer in layers:
+        wrong = _misplaced(layer.data, cls)
+        data = _merge(data, wrong)
+        origins |= {leaf: layer.origins[leaf] for leaf in _leaves(wrong) if leaf in layer.origins}
     return preset, Layer(data, origins)
+
+
+def _misplaced(data: Mapping[str, Any], cls: Any) -> dict[str, Any]:
+    """What stands where a group of settings belongs: a later layer that changes the group must not hide it."""
+    found: dict[str, Any] = {}
+    for key, value in data.items():
+        if is_dataclass(hint := hint_of(cls, (key,))):
+            inside = _misplaced(value, hint) if isinstance(value, Mapping) else value
+            found |= {} if inside == {} else {key: inside}
+    return found
 
 
 def _leaves(data: Mapping[str, Any], before: Place = ()) -> Iterable[Place]:

@@ -81,6 +81,19 @@ def test_wrong_values_name_setting_and_fix(sets: list[str], words: str) -> None:
         load_config(sets=sets)
 
 
+def test_a_value_where_a_group_belongs_is_not_hidden_by_what_changes_the_group_later(tmp_path: Path) -> None:
+    (tmp_path / "a.yaml").write_text("train: 5\nevaluate:\nmodel: {n_layer: 0}\n")
+    with pytest.raises(ConfigError) as told:
+        load_config(file=tmp_path / "a.yaml", sets=["train.max_steps=3", "evaluate.stride=4"])
+    assert [problem.removeprefix(f"{tmp_path}/a.yaml:").partition(";")[0] for problem in told.value.problems] == [
+        "3: model.n_layer is 0",
+        "1: train is a group of settings, not 5",
+        "2: evaluate is a group of settings, not empty",
+    ]
+    with pytest.raises(ConfigError, match=r"--set train\.optimizer=x: train\.optimizer is a group of"):
+        load_config(sets=["train.optimizer=x", "train.optimizer.eps=1"])
+
+
 def test_true_in_a_file_is_no_number(tmp_path: Path) -> None:
     (tmp_path / "a.yaml").write_text("evaluate:\n  decodings: [{top_k: true, stop: ['a']}]\ntrain: {max_steps: true}\n")
     with pytest.raises(ConfigError) as told:
