@@ -22,18 +22,20 @@ from gptmodel.store.locks import exclusive
 from gptmodel.text.download import download_if_changed
 
 FOLLOWED = ".followed.json"
+FOLLOWED_LOCK = ".followed.lock"
+UNFINISHED = ".following-"  # what is being fetched by the holder of the lock
 
 
 def newest(url: str, cache: Path, name: str, *, timeout: float, allow_private: bool) -> tuple[Path, str]:
     """(file, sha256) of what an address gives now. NetworkError and DataError as of a download."""
     cache.mkdir(parents=True, exist_ok=True)
-    with exclusive(cache / ".followed.lock", "the list of followed addresses", wait=True):
+    with exclusive(cache / FOLLOWED_LOCK, "the list of followed addresses", wait=True):
         known = _read(cache)
         before = known.get(_key(url), {})
         there = cache / before.get("sha256", "-") / before.get("name", "-")
         told = {k: v for k, v in before.items() if k in ("etag", "last_modified")}
         validators = told if _is_whole(there, before) else {}
-        with tempfile.TemporaryDirectory(prefix=".following-", dir=cache) as folder:
+        with tempfile.TemporaryDirectory(prefix=UNFINISHED, dir=cache) as folder:
             part = Path(folder) / name
             said = download_if_changed(url, part, validators, timeout=timeout, allow_private=allow_private)
             if said is None:

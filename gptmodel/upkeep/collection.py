@@ -29,6 +29,7 @@ from gptmodel.store.artifacts import MANIFEST, REQUEST_FILE, Store
 from gptmodel.store.manifests import NAME_CHARS, SCRATCH, Ref
 from gptmodel.store.uses import in_use, is_held
 from gptmodel.text.corpus import DOWNLOADS, SOURCES
+from gptmodel.text.following import FOLLOWED_LOCK, UNFINISHED
 from gptmodel.upkeep.nodes import Node, nodes_of
 from gptmodel.upkeep.pins import BUILDING, pins
 from gptmodel.upkeep.records import spent_events, unnamed_provenance
@@ -116,6 +117,7 @@ def plan(store: Store, rules: Rules, wanted: Mapping[str, str], *, clear: bool =
     found.doomed += [i for i in reproductions(store) if i.used < before and _is_dropped(i)]
     needed = held | set(_needed_downloads(nodes, found.kept))
     found.doomed += [i for i in _downloads(store) if _is_idle(i, needed, before)]
+    found.doomed += [i for i in _unfinished_downloads(store) if i.used < before]
     if not held:  # a run that is at work names its code when it ends
         found.doomed += [i for i in _records(store, nodes, found.kept, rules) if i.used < before]
     return found
@@ -253,6 +255,13 @@ def _is_dropped(item: Item) -> bool:
 
 def _downloads(store: Store) -> Iterator[Item]:
     for path in sorted((store.root / DOWNLOADS).glob("[!.]*")):
+        yield Item(path, "download", f"{DOWNLOADS}/{path.name}", tree_bytes(path), newest(path))
+
+
+def _unfinished_downloads(store: Store) -> Iterator[Item]:
+    """What killed runs had fetched of addresses that they followed; nothing while a living one is at it."""
+    cache = store.root / DOWNLOADS
+    for path in [] if is_held(cache / FOLLOWED_LOCK) else sorted(cache.glob(f"{UNFINISHED}*")):
         yield Item(path, "download", f"{DOWNLOADS}/{path.name}", tree_bytes(path), newest(path))
 
 

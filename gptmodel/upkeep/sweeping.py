@@ -15,6 +15,7 @@ from gptmodel.store.artifacts import Store, fsync_path
 from gptmodel.store.locks import exclusive
 from gptmodel.store.space import storage_errors
 from gptmodel.store.uses import collecting
+from gptmodel.text.following import FOLLOWED_LOCK, UNFINISHED
 from gptmodel.upkeep.collection import FRESH_LOCK, TRASH, Item, Rules, plan
 from gptmodel.upkeep.pins import BUILDING
 from gptmodel.upkeep.records import sent_note
@@ -84,6 +85,7 @@ def _put_aside(store: Store, item: Item) -> list[Path]:
     end, parts = f"{name}-{time.time_ns()}", list[Path]()
     lock = item.path.with_name(f".{name}.lock") if item.what in ("artifact", "building") else None
     lock = item.path / FRESH_LOCK if item.what == "reproduction" else lock
+    lock = item.path.with_name(FOLLOWED_LOCK) if name.startswith(UNFINISHED) else lock
     with exclusive(lock, item.label) if lock is not None else nullcontext():
         if item.log is not None and item.log.is_dir() and item.path.is_dir():
             # Not among the logs, where it would be read as a run's.

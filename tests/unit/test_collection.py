@@ -509,6 +509,23 @@ def test_leftovers_and_downloads_that_nobody_needs_go(store: Store) -> None:
     assert not (store.root / ".downloads" / young).exists()
 
 
+def test_what_a_killed_run_had_of_a_followed_address_goes_when_it_is_old_and_nobody_follows(store: Store) -> None:
+    cache = store.root / ".downloads"
+    for name in ("old", "young"):
+        (cache / f".following-{name}").mkdir(parents=True)
+        (cache / f".following-{name}" / "a.txt").write_text("te")
+    age(cache / ".following-old")
+    week = Rules(keep_days=7, keep_newest=0)
+    with exclusive(cache / ".followed.lock", "the list"):
+        assert not collect(store, week).gone
+    shown = plan(store, week, {}).doomed
+    with exclusive(cache / ".followed.lock", "the list"):
+        assert not sweep(store, shown, week, {}).gone
+    assert [item.label for item in collect(store, week).gone] == [".downloads/.following-old"]
+    assert [path.name for path in cache.glob(".following-*")] == [".following-young"]
+    assert hidden(store) == []
+
+
 def test_the_parts_of_a_store_add_up(store: Store, made: dict[str, Artifact]) -> None:
     (store.root / "checkpoint" / ".building-11" / ".work").mkdir(parents=True)
     (store.root / "checkpoint" / ".building-11" / ".work" / "weights").write_bytes(b"w" * 5_000)
