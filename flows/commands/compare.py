@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import signal
 from collections.abc import Callable
 from dataclasses import asdict
@@ -81,7 +82,7 @@ def _published(store: Store, name: str) -> Artifact:
             raise
         raise ArtifactError(
             f"run {run_dir.name} has published no model to compare with; finish it first, or show one of its steps "
-            f"again with `python -m gptmodel.pretraining.replay {run_dir / 'job.json'} --step N`"
+            f"again with `python -m gptmodel.pretraining.replay {shlex.quote(str(run_dir / 'job.json'))} --step N`"
         ) from None
 
 

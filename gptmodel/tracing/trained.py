@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -47,7 +48,9 @@ class TracedTraining:
     def replay(self) -> str:
         """Command that shows a step again, but for its number; empty if the run's files are gone."""
         job = self.run_dir / "job.json"
-        return f"python -m gptmodel.pretraining.replay {job} --step" if job.exists() and self._has_all(job) else ""
+        if not job.exists() or not self._has_all(job):
+            return ""
+        return f"python -m gptmodel.pretraining.replay {shlex.quote(str(job))} --step"
 
     def replay_from(self, step: int) -> int:
         """The step of the checkpoint that a replay of `step` would go from; 0 is the initial weights."""

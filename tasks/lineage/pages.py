@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shlex
 
 from gptmodel.errors import TrackingError
 from gptmodel.lineage.graph import MODELS, Graph, Registered
@@ -51,7 +52,8 @@ def _in_mlflow(store: Store, model: Artifact, graph: Graph) -> tuple[str, list[R
         return f"[MLflow run]({run}) · [its lineage, drawn]({lineage})", versions
     return (
         f"MLflow run `{run_id}` is in `{address()}`. To see it: `make up`, or "
-        f"`.venv/bin/mlflow ui --backend-store-uri {address()}`; among its artifacts `{LINEAGE_PAGE}` is drawn.",
+        f"`.venv/bin/mlflow ui --backend-store-uri {shlex.quote(address())}`; among its artifacts `{LINEAGE_PAGE}` is "
+        "drawn.",
         versions,
     )
 

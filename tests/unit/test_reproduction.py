@@ -488,6 +488,9 @@ def test_a_named_store_must_be_empty_or_its_own(store: Store, shards: Artifact, 
 def test_a_run_without_a_model_is_refused_with_what_can_be_done(store: Store, folder: Path, shards: Artifact) -> None:
     made = checkpoint_on(store, shards, folder)
     shutil.rmtree(made.path)
-    done = CliRunner(env={"GPTFLOW_STORE": str(store.root)}).invoke(command, [made.path.name])
+    moved = shutil.copytree(store.root, folder / "my store")
+    done = CliRunner(env={"GPTFLOW_STORE": str(moved)}).invoke(command, [made.path.name])
     assert isinstance(done.exception, ArtifactError)
     assert f"run {made.path.name} has published no model to compare with" in str(done.exception)
+    job = moved / ".runs" / made.path.name / "job.json"
+    assert f"`python -m gptmodel.pretraining.replay '{job}' --step N`" in str(done.exception)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import replace
@@ -349,6 +350,10 @@ def test_an_unfinished_run_is_traced_up_to_its_last_step(data: tuple[Store, Arti
     assert report["training"]["replay"] == "", "its shards are not where the job says, so a replay would fail"
     (tmp_path / "building/.work/checkpoints/step-00000015").mkdir(parents=True)
     assert [found.replay_from(step) for step in (15, 16)] == [0, 15]
+    spaced = shutil.copytree(run_dir, tmp_path / "my runs")
+    (spaced / "job.json").write_text(json.dumps(job | {"shards": str(data[1].path)}))
+    shown = replace(found, run_dir=spaced).replay
+    assert shown == f"python -m gptmodel.pretraining.replay '{spaced}/job.json' --step"
     (run_dir / "job.json").write_text(json.dumps(job | {"shards_digest": "0" * 64}))
     with pytest.raises(ArtifactError, match="this run began with 0000000000000000"):
         unfinished_training(store, run_dir)
