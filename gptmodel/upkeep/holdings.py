@@ -17,7 +17,7 @@ from gptmodel.upkeep.collection import ASIDE, TRASH, reproductions
 from gptmodel.upkeep.nodes import Node, nodes_of
 from gptmodel.upkeep.pins import BUILDING, pins
 from gptmodel.upkeep.records import EVENTS
-from gptmodel.upkeep.sizes import tree_bytes
+from gptmodel.upkeep.sizes import mtime, tree_bytes
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,8 @@ def holdings(store: Store, wanted: Mapping[str, str]) -> Iterator[Holding]:
         if wanted.get(node.path.name, "").startswith("registered"):
             why.append(wanted[node.path.name])
         finished = str(node.manifest.provenance.get("finished", "")) if node.manifest else ""
-        used = node.path.lstat().st_mtime
+        if not (used := mtime(node.path, gone=0.0)):
+            continue  # collected meanwhile
         yield Holding(node.label, tree_bytes(node.path), used, finished, about(node), ", ".join(why))
 
 

@@ -25,7 +25,7 @@ from gptmodel.store.locks import exclusive
 from gptmodel.store.manifests import MANIFEST
 from gptmodel.store.uses import collecting, using
 from gptmodel.upkeep.collection import Rules, plan
-from gptmodel.upkeep.holdings import usage
+from gptmodel.upkeep.holdings import holdings, usage
 from gptmodel.upkeep.pins import pin, pins, unpin
 from gptmodel.upkeep.sizes import tree_bytes
 from gptmodel.upkeep.sweeping import Swept, sweep
@@ -524,6 +524,14 @@ def test_what_a_killed_run_had_of_a_followed_address_goes_when_it_is_old_and_nob
     assert [item.label for item in collect(store, week).gone] == [".downloads/.following-old"]
     assert [path.name for path in cache.glob(".following-*")] == [".following-young"]
     assert hidden(store) == []
+
+
+def test_what_is_collected_while_the_store_is_listed_is_left_out(store: Store, made: dict[str, Artifact]) -> None:
+    listed = holdings(store, {})
+    first = next(listed)
+    shutil.rmtree(made["s2"].path)
+    shown = {first.label, *(holding.label for holding in listed)}
+    assert shown == {artifact.label for artifact in made.values()} - {made["s2"].label}
 
 
 def test_the_parts_of_a_store_add_up(store: Store, made: dict[str, Artifact]) -> None:
