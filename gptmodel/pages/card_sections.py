@@ -141,7 +141,7 @@ def _how_it_ended(facts: Facts) -> str:
 def curve(facts: Facts) -> str:
     if not facts.is_trained:
         return ""
-    lines = [json.loads(line) for line in facts.model.file("curve.jsonl").read_text().splitlines()]
+    lines = [json.loads(line) for line in facts.model.file("curve.jsonl").read_bytes().splitlines()]
     losses = {line["step"]: line["metrics"]["train/loss"] for line in lines if "train/loss" in line["metrics"]}
     points = [line for line in lines if "validation/loss" in line["metrics"]]
     rows = [

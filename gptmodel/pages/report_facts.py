@@ -57,7 +57,7 @@ class ReportFacts:
     def lines(self, artifact: Artifact, name: str) -> Iterator[Row]:
         """The objects of a JSONL file; none where there is no such file."""
         if name in artifact.names():
-            for line in artifact.file(name).read_text(encoding="utf-8").splitlines():
+            for line in artifact.file(name).read_bytes().splitlines():
                 yield json.loads(line)
 
 

@@ -153,7 +153,7 @@ def comments_of(ratings: Artifact, label: str = "") -> list[str]:
     said = []
     for name in ("ratings.jsonl", "comparisons.jsonl"):
         if name in ratings.names():
-            rows = [json.loads(line) for line in ratings.file(name).read_text(encoding="utf-8").splitlines()]
+            rows = [json.loads(line) for line in ratings.file(name).read_bytes().splitlines()]
             said += [row["comment"] for row in rows if row.get("comment") and _is_about(row, label)]
     return said
 

@@ -117,7 +117,7 @@ def read_items(found: Artifact) -> list[Item]:
     """All texts of a round, as they stand in its file. ArtifactError for what is no round, or a damaged one."""
     if found.kind != KIND:
         raise ArtifactError(f"{found.label} is a {found.kind}, and a rating-round is needed; see `gptflow rate status`")
-    return [Item(**json.loads(line)) for line in found.file(ITEMS).read_text(encoding="utf-8").splitlines()]
+    return [Item(**json.loads(line)) for line in found.file(ITEMS).read_bytes().splitlines()]
 
 
 def models_of(found: Artifact) -> list[str]:

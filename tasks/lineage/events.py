@@ -190,7 +190,7 @@ def end_orphans(folder: Path) -> None:
 
 
 def _abort(file: Path, start: dict[str, Any]) -> None:
-    lines = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+    lines = [json.loads(line) for line in file.read_bytes().splitlines()] if file.exists() else []
     mine = [line["eventType"] for line in lines if line["run"]["runId"] == start["run"]["runId"]]
     if mine and not set(mine) & set(_ENDS):
         append(file, aborted(start, "the process ended without telling how; it was killed, or its machine stopped"))

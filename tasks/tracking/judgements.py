@@ -59,7 +59,7 @@ def record_evaluation(run: Run, evaluation: Artifact, shards: Artifact) -> None:
         client().log_text(run_id, surprisal_picture(passages[0]), f"{where}/surprisal.svg")
     for name in (*evaluation.names(), MANIFEST):
         client().log_artifact(run_id, str(evaluation.path / name), where)
-    samples = [json.loads(line) for line in evaluation.file("samples.jsonl").read_text().splitlines()]
+    samples = [json.loads(line) for line in evaluation.file("samples.jsonl").read_bytes().splitlines()]
     log_table(run, samples, f"{where}/samples.json")
     store = Store(evaluation.path.parent.parent)
     model = artifact_of(store, evaluation.request.inputs[0])

@@ -96,8 +96,9 @@ def told(store: Store, model: Artifact, text: str, number: int) -> Artifact:
     def build(directory: Path) -> dict[str, Any]:
         bins = [{"above": 0.0, "to": 0.5, "tokens": 7, "probability": 0.25, "accuracy": 0.125}]
         (directory / "evaluation.json").write_text(json.dumps({"calibration": bins}))
-        sample = {"prompt": text, "text": text, "decoding": text, "overlap_tokens": 3, "overlap_text": text[:3]}
-        (directory / "samples.jsonl").write_text(json.dumps(sample) + "\n")
+        written = f"{text}\u2028\x85{text}"  # which end lines of text, and none of JSON
+        sample = {"prompt": text, "text": written, "decoding": text, "overlap_tokens": 3, "overlap_text": text[:3]}
+        (directory / "samples.jsonl").write_text(json.dumps(sample, ensure_ascii=False) + "\n")
         names = {"document": [f"{n}{text}" for n in range(4)], "source": [text] * 4, "n_tokens": [64, 65, 3, 99]}
         losses = {"loss": [1.5, 4.5, 9.5, 2.5], "perplexity": [1.0] * 4, "bits_per_byte": [1.0] * 4}
         pq.write_table(pa.table({**names, **losses}), directory / "documents.parquet")
