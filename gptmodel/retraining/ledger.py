@@ -1,8 +1,9 @@
 """The ledger of a model's name: every decision about its champion, in `<store>/.ledger/NAME.jsonl`.
 
 The file only grows, a line each time, on disk before anybody acts on it; each line holds the hash of the one before, so
-that a line that was changed or taken out is seen. A line that a kill cut short is no line. The champion is what the
-lines say; the aliases of MLflow's registry are made to follow (`tasks.tracking.aliases`), now or later.
+that a line that was changed or taken out is seen; at the end, where no line follows, the note of what MLflow was told
+last shows it. A line that a kill cut short is no line. The champion is what the lines say; the aliases of MLflow's
+registry are made to follow (`tasks.tracking.aliases`), now or later.
 `gptflow store gc` never touches this folder, and keeps the models that stand in it as champion, previous, challenger.
 """
 
@@ -138,10 +139,12 @@ class Ledger:
         self._told = self.folder / f".{name}.told.json"
 
     def read(self) -> State:
-        """All whole lines. ArtifactError where one is not what was written."""
-        state = State()
-        for number, line in enumerate(self._whole().decode(errors="replace").split("\n")[:-1], 1):
+        """All whole lines. ArtifactError where one is not what was written, or one that MLflow was told of is gone."""
+        told = self._last_told()  # before the lines, which are written first: so nobody writing now looks like a loss
+        state, text = State(), self._whole().decode(errors="replace")
+        for number, line in enumerate(text.removesuffix("\n").split("\n") if text else (), 1):
             state.take(self._parse(number, line, state.last))
+        self._check_told(state, *told)
         return state
 
     def update(self, decide: Callable[[State], Draft | None]) -> tuple[State, Entry | None]:
@@ -171,9 +174,22 @@ class Ledger:
 
     def last_told(self) -> int:
         """The number of the line that the registry was brought up to last; 0 for none."""
+        return self._last_told()[0]
+
+    def _last_told(self) -> tuple[int, str]:
+        """(number, hash) of that line."""
         with suppress(OSError, ValueError, TypeError, KeyError):
-            return int(json.loads(self._told.read_text())["number"])
-        return 0
+            told = json.loads(self._told.read_text())
+            return int(told["number"]), str(told["hash"])
+        return 0, ""
+
+    def _check_told(self, state: State, number: int, told: str) -> None:
+        """A line is on disk before MLflow is told of it, so no kill leaves one that was told and is not there."""
+        advice = f"put the file back from a backup, or remove {self._told} to go on with the lines that are there"
+        if number > (last := len(state.entries)):
+            raise ArtifactError(f"{self.path} ends at line {last}, and MLflow was told of line {number}: {advice}")
+        if number > 0 and state.entries[number - 1].hash != told:
+            raise ArtifactError(f"{self.path}: line {number} is not the one that MLflow was told of; {advice}")
 
     def _sealed(self, draft: Draft, last: Entry | None) -> Entry:
         entry = Entry(
@@ -196,20 +212,28 @@ class Ledger:
                 if entry.before == (last.hash if last else ""):
                     return entry
                 wrong = "does not follow on the line before: one was changed or taken out"
-        raise ArtifactError(f"{self.path}: line {number} {wrong}; put the file back from a backup, or move it away")
+        advice = f"put the file back from a backup, or move it and {self._told.name} away"
+        raise ArtifactError(f"{self.path}: line {number} {wrong}; {advice}")
 
     def _whole(self) -> bytes:
+        """All but a line that a kill cut short. The last may have lost its line break, to an editor or a copy: one that
+        was cut short is no JSON, since its closing brace is gone."""
         try:
             raw = self.path.read_bytes()
         except FileNotFoundError:
             return b""
-        return raw[: raw.rfind(b"\n") + 1]
+        ended = raw.rfind(b"\n") + 1
+        with suppress(ValueError):
+            json.loads(raw[ended:])
+            return raw
+        return raw[:ended]
 
     def _append(self, entry: Entry) -> None:
-        whole = len(self._whole())
-        text = json.dumps(asdict(entry), ensure_ascii=False, allow_nan=False) + "\n"
+        whole = self._whole()
+        text = "" if not whole or whole.endswith(b"\n") else "\n"
+        text += json.dumps(asdict(entry), ensure_ascii=False, allow_nan=False) + "\n"
         with self.path.open("ab") as file:
-            file.truncate(whole)  # what a kill left of a line
+            file.truncate(len(whole))  # what a kill left of a line
             file.write(text.encode())
             file.flush()
             os.fsync(file.fileno())

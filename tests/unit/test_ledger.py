@@ -88,6 +88,65 @@ def test_a_changed_line_is_seen_and_so_is_one_that_was_taken_out(ledger: Ledger)
         ledger.read()
 
 
+def test_a_last_line_without_its_line_break_stands_and_gets_it_back(ledger: Ledger) -> None:
+    write(ledger, decided(A, "promoted"), decided(B, "promoted"))
+    whole = ledger.path.read_bytes()
+    ledger.path.write_bytes(whole.removesuffix(b"\n"))
+    assert ledger.read().champion == B
+    state = write(ledger, decided(C, "promoted"))
+    assert state == ledger.read()
+    assert [entry.subject for entry in state.entries] == [A, B, C]
+    assert ledger.path.read_bytes().startswith(whole)
+    # What is whole and was not written there is no line that a kill cut short.
+    first, second = whole.splitlines(keepends=True)
+    for wrong in (first + second.replace(b"promoted", b"kept").strip(), second.strip()):
+        ledger.path.write_bytes(wrong)
+        with pytest.raises(ArtifactError, match="is not what was written"):
+            ledger.read()
+
+
+def test_wherever_a_kill_cuts_a_line_the_ledger_is_read_and_goes_on(ledger: Ledger) -> None:
+    state = write(ledger, decided(A, "promoted"))
+    assert state.last is not None
+    ledger.note_told(state.last)
+    before = ledger.path.stat().st_size
+    write(ledger, Draft("promote", B, "schöner"))
+    whole = ledger.path.read_bytes()
+    for end in range(before - 1, len(whole) + 1):
+        ledger.path.write_bytes(whole[:end])
+        stands = B if end >= len(whole) - 1 else A
+        assert ledger.read().champion == stands
+    ledger.path.write_bytes(whole[: before - 1])
+    assert write(ledger, decided(C, "promoted")).previous == A
+
+
+def test_lines_that_mlflow_was_told_of_cannot_go_from_the_end(ledger: Ledger) -> None:
+    state = write(ledger, decided(A, "promoted"), decided(B, "promoted"))
+    assert state.last is not None
+    ledger.note_told(state.last)
+    state = write(ledger, decided(C, "kept"))
+    told, lines = ledger.folder / ".nightly.told.json", ledger.path.read_text().splitlines(keepends=True)
+    ledger.path.write_text("".join(lines[:2]))
+    assert ledger.read().champion == B, "nobody was told of the third"
+    ledger.path.write_text(lines[0])
+    said = r"ends at line 1, and MLflow was told of line 2: .* remove .*told.json"
+    for use in (ledger.read, lambda: write(ledger, decided(C, "kept"))):
+        with pytest.raises(ArtifactError, match=said):
+            use()
+    assert ledger.path.read_text() == lines[0]
+    ledger.path.unlink()
+    with pytest.raises(ArtifactError, match="ends at line 0"):
+        ledger.read()
+    # Written on after the loss, or by another hand: as many lines, and not those that were told.
+    told.rename(told.with_suffix(".aside"))
+    write(ledger, decided(A, "promoted"), decided(C, "promoted"))
+    told.with_suffix(".aside").rename(told)
+    with pytest.raises(ArtifactError, match="line 2 is not the one that MLflow was told of"):
+        ledger.read()
+    told.unlink()
+    assert ledger.read().champion == C
+
+
 def test_a_figure_that_is_no_number_can_be_written_by_nobody(ledger: Ledger) -> None:
     with pytest.raises(ConfigError):
         write(ledger, Draft("decide", A, facts={"outcome": "kept", "difference": float("nan")}))
