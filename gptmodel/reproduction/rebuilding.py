@@ -22,7 +22,7 @@ from gptmodel.reproduction.freshstore import already_made, named_store, temporar
 from gptmodel.reproduction.recorded import machine_of, recorded_curve
 from gptmodel.reproduction.repeating import Trained, Wishes, train_again
 from gptmodel.reproduction.sides import count_documents
-from gptmodel.reproduction.sourcecheck import check_corpus_source, import_again, take_downloads
+from gptmodel.reproduction.sourcecheck import check_corpus_source, has_downloads, import_again, take_downloads
 from gptmodel.reproduction.verdicts import NodeVerdict, Verdict
 from gptmodel.store.artifacts import Artifact, Store
 from gptmodel.store.space import require, used_bytes
@@ -118,7 +118,9 @@ def _check_sources(plan: Plan, fresh: Store, say: Say, cached: bool) -> dict[str
             say(f"looking at the source of {node.name}")
             if cached:
                 take_downloads(plan.store, fresh, node.recipe)
-            check_corpus_source(fresh, node.recipe, node.expected, node.recorded)
+            kept = not cached and has_downloads(plan.store, node.recipe)
+            advice = "; `gptflow reproduce --cached` takes what the store kept" if kept else ""
+            check_corpus_source(fresh, node.recipe, node.expected, node.recorded, advice)
         elif node.kind == "weights" and node.expected is not None:
             say(f"importing {node.name} again")
             artifact, reused = import_again(fresh, node.recipe, node.expected, node.recorded)

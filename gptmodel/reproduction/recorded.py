@@ -21,6 +21,7 @@ from gptmodel.config import (
     ModelConfig,
     PipelineConfig,
     ShardsConfig,
+    SourceConfig,
     TrainConfig,
     recipe,
     with_later,
@@ -33,6 +34,7 @@ from gptmodel.pretraining.step import RUNS, run_dir_of
 from gptmodel.settings import parse_config
 from gptmodel.store.artifacts import Artifact, Store, canonical
 from gptmodel.store.manifests import read_manifest
+from gptmodel.text.corpus import SOURCES
 from gptmodel.text.download import content_digest
 from gptmodel.training.metrics_log import curve, read_lines
 
@@ -182,11 +184,26 @@ def corpus_config(store: Store, corpus: Artifact | None, own: PipelineConfig | N
     found = found or next(_of_runs(store, corpus, _used), None) or _from_manifest(corpus)
     if found is None:  # a download: only runs know its address
         found = next((c for c in _of_runs(store, corpus) if _downloads_it(c, corpus)), None)
+    if found is not None and found.source.follow:
+        return replace(found, source=_as_it_came(found.source, corpus))
     if found is None or found.source.kind != "huggingface":
         return found
     # A branch may have moved on since: the commit that was read is what must be read again.
     commit = str(corpus.request.config["source"].get("revision", ""))
     return replace(found, source=replace(found.source, revision=commit))
+
+
+def listed(corpus: Artifact) -> list[dict[str, Any]]:
+    """The lines of a corpus's list of source files; none of one that was made by recipe 1, and has no list."""
+    return list(read_lines(corpus.file(SOURCES))) if SOURCES in corpus.names() else []
+
+
+def _as_it_came(source: SourceConfig, corpus: Artifact) -> SourceConfig:
+    """A followed address gives other bytes by now: those that came then are known by their hashes."""
+    with suppress(ArtifactError):  # of a list that is damaged, the corpus made again tells
+        if hashes := tuple(str(item["sha256"]) for item in listed(corpus)):
+            return replace(source, follow=False, sha256=hashes)
+    return source
 
 
 def _used(store: Store, job: dict[str, Any], corpus: Artifact) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 from contextlib import closing
@@ -10,17 +9,21 @@ from typing import Any, cast
 
 from gptmodel.config import CorpusConfig
 from gptmodel.errors import DataError, NetworkError
+from gptmodel.reproduction.recorded import listed
 from gptmodel.store.artifacts import Artifact, Ref, Request, Store
-from gptmodel.text.corpus import DOWNLOADS, KIND, RECIPE_VERSION, SOURCES, asked_of
+from gptmodel.text.corpus import DOWNLOADS, KIND, RECIPE_VERSION, asked_of
 from gptmodel.text.sources import Source, open_source
 
 _NAMED = 3  # files in a message
 
 
-def check_corpus_source(fresh: Store, config: CorpusConfig, expected: Ref | None, recorded: Artifact | None) -> None:
+def check_corpus_source(
+    fresh: Store, config: CorpusConfig, expected: Ref | None, recorded: Artifact | None, advice: str = ""
+) -> None:
     """Look at a corpus's source: its files are hashed, its downloads fetched into `fresh`, its first text is read.
 
-    DataError, or NetworkError where time may help, if it is gone or holds other bytes than `expected` was made from.
+    DataError, or NetworkError where time may help, if it is gone or holds other bytes than `expected` was made from;
+    one that is gone is told with the advice.
     """
     name = recorded.label if recorded else f"corpus/{expected.fingerprint[:16]}" if expected else "the corpus"
     try:
@@ -28,7 +31,7 @@ def check_corpus_source(fresh: Store, config: CorpusConfig, expected: Ref | None
         with closing(cast(Any, source.texts())) as texts:
             next(texts, None)
     except (DataError, NetworkError) as error:
-        raise type(error)(f"{name} cannot be made again, its source is gone: {error}") from None
+        raise type(error)(f"{name} cannot be made again, its source is gone: {error}{advice}") from None
     if expected is None:
         return
     if recorded is not None:
@@ -76,9 +79,8 @@ def _what_changed(source: Source, config: CorpusConfig, recorded: Artifact) -> s
 
 def _listed(recorded: Artifact) -> dict[str, str]:
     """Each file's name and sha256; the names alone of a corpus that was made by recipe 1, and had no list."""
-    if SOURCES in recorded.names():
-        lines = recorded.file(SOURCES).read_text(encoding="utf-8").split("\n")
-        return {item["name"]: str(item["sha256"]) for item in map(json.loads, filter(None, lines)) if "name" in item}
+    if lines := listed(recorded):
+        return {item["name"]: str(item["sha256"]) for item in lines if "name" in item}
     return dict.fromkeys(recorded.request.config["source"].get("paths", []), "")
 
 
@@ -109,6 +111,12 @@ def import_again(
             "put the old files back"
         )
     return made, reused
+
+
+def has_downloads(store: Store, config: CorpusConfig) -> bool:
+    """Whether the store has all that a corpus downloaded."""
+    folders = [store.root / DOWNLOADS / digest for digest in config.source.sha256]
+    return bool(folders) and all(any(folder.glob("[!.]*")) for folder in folders)
 
 
 def take_downloads(store: Store, fresh: Store, config: CorpusConfig) -> None:

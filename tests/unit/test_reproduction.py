@@ -310,6 +310,27 @@ def test_of_two_downloads_with_the_same_name_each_corpus_keeps_its_own(store: St
         assert config_.source.paths == (url,)
 
 
+def test_what_a_followed_address_gave_then_is_asked_for_and_not_what_it_gives_now(
+    store: Store, folder: Path, served: str
+) -> None:
+    def grow_to(documents: int) -> None:
+        (folder / "all.jsonl").write_text("".join(json.dumps({"text": f"text {n}"}) + "\n" for n in range(documents)))
+
+    grow_to(20)
+    source = SourceConfig(kind="http", paths=(f"{served}/all.jsonl",), follow=True, allow_private_addresses=True)
+    shards = shards_of(store, source)
+    checkpoint_on(store, shards, folder, source=source)
+    assert again(store, shards).equal
+    grow_to(30)
+    kept = r"cannot be made again, its source is gone: .*/all.jsonl has sha256 .* --cached` takes what the store kept"
+    with pytest.raises(DataError, match=kept):
+        again(store, shards)
+    assert again(store, shards, cached=True).equal
+    shutil.rmtree(store.root / ".downloads")
+    with pytest.raises(DataError, match=r"sha256$"):
+        again(store, shards, cached=True)
+
+
 def test_a_corpus_that_came_out_otherwise_ends_it(
     store: Store, shards: Artifact, monkeypatch: pytest.MonkeyPatch
 ) -> None:
