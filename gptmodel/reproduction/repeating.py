@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from gptmodel.config import PipelineConfig
+from gptmodel.config import BudgetConfig, PipelineConfig
 from gptmodel.errors import ConfigError
 from gptmodel.lineage.differences import Curve, curve_of
 from gptmodel.pretraining.step import Training, plan_training, pretrain, run_training
@@ -57,13 +57,15 @@ class Trained:
 
 
 def as_recorded(config: PipelineConfig, machine: Machine, wishes: Wishes) -> PipelineConfig:
-    """The run's own config with the recorded threads, and one process where it ran on a processor.
+    """The run's own config with the recorded threads, one process where it ran on a processor, and without its budget.
 
-    Only settings that no fingerprint knows are changed; the precision is repeated by `train_again`.
+    Only settings that no fingerprint knows are changed; the precision is repeated by `train_again`. What the run might
+    take on its own machine is no bound on a slower one.
     """
     threads = wishes.threads or machine.threads or config.train.threads
     one = machine.device == "cpu" and not config.train.processes
-    return replace(config, train=replace(config.train, threads=threads, processes=1 if one else config.train.processes))
+    processes = 1 if one else config.train.processes
+    return replace(config, train=replace(config.train, threads=threads, processes=processes, budget=BudgetConfig()))
 
 
 def lacking(config: PipelineConfig, machine: Machine, wishes: Wishes) -> list[str]:

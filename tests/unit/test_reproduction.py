@@ -18,7 +18,7 @@ import pytest
 from click.testing import CliRunner
 
 from flows.commands.compare import reproduce as command
-from gptmodel.config import CorpusConfig, PipelineConfig, ShardsConfig, SourceConfig, recipe
+from gptmodel.config import BudgetConfig, CorpusConfig, PipelineConfig, ShardsConfig, SourceConfig, recipe
 from gptmodel.errors import ArtifactError, ConfigError, DataError, NetworkError
 from gptmodel.pretraining.step import run_dir_of
 from gptmodel.reproduction.chain import _took, plan_reproduction
@@ -188,6 +188,9 @@ def test_the_recorded_threads_and_process_go_before_the_settings(store: Store, f
     repeated = as_recorded(config, machine, Wishes()).train
     assert (repeated.threads, repeated.processes) == (3, 1)
     assert as_recorded(config, machine, Wishes(threads=2)).train.threads == 2
+    bound = replace(config, train=replace(config.train, budget=BudgetConfig(max_hours=1, rates="gone.yaml")))
+    assert not as_recorded(bound, machine, Wishes()).train.budget.is_set
+    assert as_recorded(bound, machine, Wishes()).train.budget.rates == ""
     plan = plan_reproduction(store, checkpoint, Wishes(threads=2))
     assert "2 threads as asked, 3 as recorded: results may differ by rounding" in plan.notes
     assert any(note.startswith("trained with AVX9, and this processor does") for note in plan.notes)
