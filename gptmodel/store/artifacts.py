@@ -241,15 +241,27 @@ def open_store() -> Store:
 
 
 def find_model(store: Store, name: str = "") -> Artifact:
-    """The named checkpoint or weights of the store; without a name the checkpoint that was finished last."""
+    """The named checkpoint or weights of the store; without a name the checkpoint that was finished last.
+
+    What is damaged is passed over then, and warned about; ArtifactError if nothing is left.
+    """
     if name:
         found = store.resolve(name)
         if found.kind not in ("checkpoint", "weights"):
             raise ArtifactError(f"{found.label} is no model; give a checkpoint or weights")
         return found
-    checkpoints = [a for a in store.artifacts() if a.kind == "checkpoint"]
+    checkpoints, damaged = [], 0
+    for path in store.directories("checkpoint"):
+        try:
+            checkpoints.append(store.at(path.parent.name, path.name))
+        except ArtifactError as error:
+            if has_manifest(path):  # or it was collected just now
+                damaged += 1
+                log.warning("%s; left out, and it may be newer", error)
     if not checkpoints:
-        raise ArtifactError(f"no checkpoint in {store.root}; train one with `gptflow run`, or name a model")
+        what = f"none of the {damaged:,} checkpoints in {store.root} can be read; see `gptflow verify --all`"
+        nothing = f"no checkpoint in {store.root}; train one with `gptflow run`, or name a model"
+        raise ArtifactError(what if damaged else nothing)
     return max(checkpoints, key=lambda a: str(a.provenance.get("finished", "")))
 
 

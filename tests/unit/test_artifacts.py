@@ -16,7 +16,8 @@ from typing import Any
 import pytest
 
 from gptmodel.errors import ArtifactError, ConfigError, LockHeldError
-from gptmodel.store.artifacts import MANIFEST, Artifact, Ref, Request, Store, canonical, load_artifact
+from gptmodel.store import artifacts
+from gptmodel.store.artifacts import MANIFEST, Artifact, Ref, Request, Store, canonical, find_model, load_artifact
 from gptmodel.store.locks import exclusive
 from gptmodel.store.uses import USES, in_use, using
 
@@ -321,6 +322,31 @@ def test_what_is_closed_to_us_is_listed_and_never_taken_for_gone(store: Store, a
     assert said.startswith(f"ArtifactError: {artifact.path.parent} cannot be listed (Permission denied)")
     said = as_nobody(store.root, look=lambda: store.at("corpus", artifact.path.name))
     assert said.startswith("ArtifactError: "), "and no bare PermissionError"
+
+
+def test_the_newest_model_is_found_beside_what_is_damaged(
+    store: Store, artifact: Artifact, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    days = (f"2026-01-0{day}T00:00:00+00:00" for day in range(1, 4))
+    monkeypatch.setattr(artifacts, "now", lambda: next(days))
+    made = [store.produce(Request("checkpoint", 1, {"number": number}), parts)[0] for number in range(3)]
+    (artifact.path / "b.txt").write_text("be")  # of another kind
+    assert find_model(store) == made[2]
+    assert not caplog.messages
+    (made[2].path / "b.txt").write_text("be")
+    (store.root / "checkpoint" / ("0" * 16)).mkdir()  # what a collector is removing just now
+    assert find_model(store) == made[1]
+    (said,) = caplog.messages
+    assert said.startswith(f"{made[2].label}: b.txt is damaged: 2 bytes, expected 3;")
+    assert said.endswith("; left out, and it may be newer")
+    with pytest.raises(ArtifactError, match="is damaged: 2 bytes"):
+        find_model(store, made[2].label)
+    for each in made[:2]:
+        (each.path / MANIFEST).write_text("{")
+    with pytest.raises(ArtifactError, match=r"none of the 3 checkpoints in .* can be read; see `gptflow verify --all`"):
+        find_model(store)
+    with pytest.raises(ArtifactError, match=r"no checkpoint in .*; train one with `gptflow run`"):
+        find_model(Store(store.root / "corpus"))
 
 
 def test_a_name_of_any_length_is_refused_in_one_line(store: Store, artifact: Artifact) -> None:
