@@ -177,11 +177,14 @@ def _check_fit(config: PipelineConfig, shards: Artifact) -> None:
             f"the shards' tokenizer has {vocab_size:,} tokens and the model only {config.model.vocab_size:,}; "
             f"train from weights of that vocabulary, or set model.vocab_size={vocab_size}"
         )
-    for split in ("train", "validation"):
+    # On the training side of a retraining the corpus's own fraction is held out, and stays as it is.
+    is_side = shards.request.config.get("side") == "training"
+    fraction = "retrain.selection_fraction" if is_side else "corpus.validation_fraction"
+    for split, change in (("train", "lower"), ("validation", "raise")):
         if (found := summary[f"{split}_tokens"]) < needed:
             raise DataError(
                 f"the {split} split has {found:,} tokens and one window of context {needed - 1} needs {needed:,}; "
-                "add text, raise corpus.validation_fraction, or lower model.context_length"
+                f"add text, {change} {fraction}, or lower model.context_length"
             )
 
 

@@ -13,9 +13,10 @@ import numpy as np
 import pytest
 
 from gptmodel.config import PipelineConfig, ShardsConfig, SourceConfig
-from gptmodel.errors import ArtifactError, ConfigError
+from gptmodel.errors import ArtifactError, ConfigError, DataError
 from gptmodel.judging.evaluation import arrived, evaluate
 from gptmodel.model import GPT
+from gptmodel.pretraining.step import plan_training
 from gptmodel.retraining.gate_facts import pair, scored, split_ids, trained_ids
 from gptmodel.retraining.ledger import Draft, Ledger, Named
 from gptmodel.store.artifacts import Artifact, Request, Store
@@ -89,6 +90,15 @@ def test_nothing_held_out_is_trained_or_selected_on_and_arrivals_move_nothing(da
     assert frozen < split_ids(more_held)
     assert not frozen & (split_ids(more, "train") | split_ids(more))
     assert more.summary["documents_reused"] == len(train | selection), "incremental"
+
+
+@pytest.mark.parametrize(("split", "advice"), [("train", "lower"), ("validation", "raise")])
+def test_a_side_too_short_for_one_window_names_the_fraction_that_cut_it(data: Data, split: str, advice: str) -> None:
+    training, _ = data.sides()
+    found = training.summary[f"{split}_tokens"]
+    config = replace(data.config, model=replace(data.config.model, context_length=found))
+    with pytest.raises(DataError, match=rf"the {split} split has .*; add text, {advice} retrain.selection_fraction,"):
+        plan_training(data.store, config, training)
 
 
 @pytest.mark.parametrize(("side", "fraction"), [("all", 0.1), ("held-out", 0.1), ("training", 0.0)])
