@@ -6,6 +6,7 @@ import logging
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict, replace
+from pathlib import Path
 from typing import Any
 
 from gptmodel.config import PipelineConfig
@@ -16,7 +17,7 @@ from gptmodel.retraining.ledger import Draft, Entry, Ledger, Named, State
 from gptmodel.store.artifacts import Artifact, Store
 from tasks.tracking.cards import load_card
 from tasks.tracking.mlflow_pages import briefly, is_there
-from tasks.tracking.naming import find_artifact
+from tasks.tracking.naming import find_artifact, is_version, named_model
 
 log = logging.getLogger(__name__)
 _ALIASES = ("champion", "previous", "challenger")
@@ -54,13 +55,14 @@ def held(store: Store, named: Named) -> Artifact:
 
 
 def resolved(store: Store, config: PipelineConfig) -> PipelineConfig:
-    """With an alias in `init_from` replaced by the model that bears it now, whose digest enters the fingerprint.
+    """With a version or alias in `init_from` replaced by the model it means now, whose digest enters the fingerprint.
 
-    An alias is `champion`, or `NAME@champion`, and so with previous and challenger. ConfigError where nobody has it.
+    A version is `NAME/3`; an alias is `champion`, or `NAME@champion`, and so with all that MLflow has. ConfigError
+    where there is none: the hub is never asked instead, where a stranger may have taken the name.
     """
-    name, _, alias = config.init_from.rpartition("@")
+    name, _, alias = config.init_from.removeprefix("models:/").rpartition("@")
     if alias not in _ALIASES:
-        return config
+        return _with_version(store, config)
     name = name or config.name
     found: Named | None = getattr(standing(store, name), alias)
     if found is None:
@@ -70,6 +72,21 @@ def resolved(store: Store, config: PipelineConfig) -> PipelineConfig:
         )
     log.info("init_from: the %s of %s is %s", alias, name, found.label)
     return replace(config, init_from=held(store, found).label)
+
+
+def _with_version(store: Store, config: PipelineConfig) -> PipelineConfig:
+    asked = config.init_from
+    if not is_version(asked) or Path(asked).is_dir():
+        return config
+    try:
+        found = named_model(store, asked)
+    except ArtifactError as error:
+        raise ConfigError(
+            f"init_from is {asked}: {error}. If a repository of the hub is meant, pin it: "
+            f"{asked.removeprefix('models:/').partition('@')[0]}@COMMIT"
+        ) from None
+    log.info("init_from: %s is %s", asked, found.label)
+    return replace(config, init_from=found.label)
 
 
 def promote(store: Store, target: str, name: str, reason: str) -> tuple[Ledger, Entry | None]:

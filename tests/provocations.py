@@ -203,6 +203,7 @@ FLOWS: dict[str, list[Case]] = {
             "a loss that is no number", f"pretrain {_TINY} --set train.optimizer.learning_rate=1e30", 1, text, flow=True
         ),
         Case("first weights of nobody", f"pretrain {_TINY} --set init_from=nobody@champion", 2, text, flow=True),
+        Case("first weights of no version", f"pretrain {_TINY} --set init_from=nobody/1", 2, text, flow=True),
         Case("first weights from nowhere", f"pretrain {_TINY} --set init_from=./none", 1, text, flow=True),
     ],
     "Evaluation": [

@@ -15,6 +15,7 @@ from gptmodel.store.artifacts import Artifact, Store, find_model
 from tasks.tracking.mlflow_pages import is_there
 
 Found = TypeVar("Found")
+_VERSION = r"(models:/)?[^/:@]+(/[0-9]+|@[A-Za-z0-9_-]+)"
 
 
 def find_artifact(store: Store, name: str, kind: str = "") -> Artifact:
@@ -34,6 +35,12 @@ def named_model(store: Store, name: str = "") -> Artifact:
 def find_place(store: Store, name: str) -> Path:
     """Where that artifact lies, without a look at it: it may be damaged. Names and errors as in `find_artifact`."""
     return _found(store, name, store.locate)
+
+
+def is_version(name: str) -> bool:
+    """Whether it has the form of a registered version, and not that of a label, of `repo@commit`, or of `~/3`."""
+    other = r"(checkpoint|weights)/[0-9a-f]+|[^/]+@[0-9a-f]{7,40}|~.*"
+    return re.fullmatch(_VERSION, name) is not None and re.fullmatch(other, name) is None
 
 
 def _found(store: Store, name: str, look: Callable[[str], Found]) -> Found:
@@ -68,8 +75,7 @@ def _known_run(store: Store, run_id: str) -> str:
 
 
 def _may_be_mlflows(name: str) -> bool:
-    version = r"(models:/)?[^/:@]+(/[0-9]+|@[A-Za-z0-9_-]+)"
-    return re.fullmatch(rf"[0-9a-f]{{32}}|{version}", name) is not None
+    return re.fullmatch(rf"[0-9a-f]{{32}}|{_VERSION}", name) is not None
 
 
 def _ask_mlflow(name: str) -> str:

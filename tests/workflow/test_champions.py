@@ -14,10 +14,11 @@ from mlflow import MlflowClient
 from flows.__main__ import cli
 from gptmodel.errors import ArtifactError, ConfigError
 from gptmodel.retraining.ledger import Draft, Ledger, Named
+from gptmodel.settings import load_config
 from gptmodel.store.artifacts import Artifact, Request, Store, write_atomic
 from gptmodel.upkeep.collection import Rules, plan
 from gptmodel.upkeep.pins import pin
-from tasks.promoting import promote, rollback, standing
+from tasks.promoting import promote, resolved, rollback, standing
 from tasks.tracking import aliases
 from tasks.tracking.aliases import aliases_of, follow
 
@@ -206,6 +207,25 @@ def test_a_champion_that_the_store_does_not_hold_stops_whoever_asks(shelf: Shelf
     with pytest.raises(ArtifactError, match="this store does not hold it"):
         standing(shelf.store, NAME)
     assert shelf.ledger.read().champion is None
+
+
+def test_first_weights_of_a_version_are_the_artifact_that_it_names(shelf: Shelf) -> None:
+    first, second = shelf.registered(1), shelf.registered(2)
+    shelf.client.set_registered_model_alias(NAME, "best", "1")
+
+    def init(text: str) -> str:
+        return resolved(shelf.store, load_config("smoke", sets=[f"init_from={text}"])).init_from
+
+    named = {f"{NAME}/1": first, f"{NAME}/2": second, f"{NAME}@best": first, f"models:/{NAME}/2": second}
+    assert {text: init(text) for text in named} == {text: model.label for text, model in named.items()}
+    Path(NAME, "7").mkdir(parents=True)
+    others = (f"{NAME}/7", "openai-community/gpt2", f"{NAME}@{'0' * 40}", f"owner/1@{'0' * 40}", f"weights/{'0' * 16}")
+    assert [init(text) for text in others] == list(others), "a folder, the hub's repositories, the store"
+    shelf.client.create_model_version(NAME, "elsewhere")
+    for unknown in (f"{NAME}/3", f"{NAME}/9", "nobody/1", f"{NAME}@worst", f"models:/{NAME}/9"):
+        with pytest.raises(ConfigError, match=rf"init_from is {unknown}: .*MLflow") as error:
+            init(unknown)
+        assert "\n" not in str(error.value)
 
 
 def test_old_versions_are_retired_but_never_one_with_a_name_or_a_pin(shelf: Shelf) -> None:
