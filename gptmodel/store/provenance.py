@@ -38,7 +38,7 @@ def provenance(root: Path | None = None) -> dict[str, Any]:
         **_fixed(),
         **({"code_patch": _patch_entry(root)} if _code().dirty else {}),
         "packages_digest": _keep(root, _packages(), "packages")["sha256"],
-        "command": [_without_password(word) for word in (Path(sys.argv[0]).name, *sys.argv[1:])],
+        "command": [_without_secrets(word) for word in (Path(sys.argv[0]).name, *sys.argv[1:])],
         "threads": _threads(),
         "started": now(),
     }
@@ -49,7 +49,9 @@ def _threads() -> int:
     return int(outermost) if outermost.isdecimal() and int(outermost) else os.cpu_count() or 1
 
 
-def _without_password(word: str) -> str:
+def _without_secrets(word: str) -> str:
+    """The word, its addresses without a password, and without a query or fragment, which may hold a token."""
+    word = re.sub(r"""(://[^\s'"?#]*)[?#][^\s'"]*?(?=,?[\s'"]|[]}]*$|,\w+://)""", r"\1", word)
     return re.sub(r"://[^/@\s]*@", "://", word)
 
 

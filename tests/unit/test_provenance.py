@@ -338,7 +338,20 @@ def test_any_setting_of_openmp_is_read(monkeypatch: pytest.MonkeyPatch, given: s
     assert provenance.provenance()["threads"] == (found or os.cpu_count())
 
 
-def test_a_password_in_the_command_is_not_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sys.argv", ["gptflow", "--set", "corpus.source.paths=['https://me:secret@host/a.txt']"])
-    told = provenance.provenance()["command"]
-    assert told == ["gptflow", "--set", "corpus.source.paths=['https://host/a.txt']"]
+@pytest.mark.parametrize(
+    ("typed", "kept"),
+    [
+        ("corpus.source.paths=['https://me:secret@host/a.txt']", "corpus.source.paths=['https://host/a.txt']"),
+        ("corpus.source.paths=['https://h/a.txt?token=secret']", "corpus.source.paths=['https://h/a.txt']"),
+        ('paths=["https://h/a?t=secret", "https://h/b?t=secret#x"]', 'paths=["https://h/a", "https://h/b"]'),
+        ("paths=[https://h/a?t=secret,https://me@h/b?t=secret]", "paths=[https://h/a,https://h/b]"),
+        ("paths: [https://h/a?t=secret, https://h/b]", "paths: [https://h/a, https://h/b]"),
+        ("https://host/models?a[]=1,2&token=secret", "https://host/models"),
+        ("https://host?mail=secret@b", "https://host"),
+        ("https://host/a#secret", "https://host/a"),
+        ("Is it https? Yes, [a] 'b' #1", "Is it https? Yes, [a] 'b' #1"),
+    ],
+)
+def test_what_opens_an_address_is_not_recorded(monkeypatch: pytest.MonkeyPatch, typed: str, kept: str) -> None:
+    monkeypatch.setattr("sys.argv", ["gptflow", "--set", typed])
+    assert provenance.provenance()["command"] == ["gptflow", "--set", kept]
