@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import math
 import re
 import unicodedata
 from collections.abc import Iterator
@@ -34,7 +35,7 @@ from gptmodel.text.sources import Source, open_source
 
 log = logging.getLogger(__name__)
 KIND = "corpus"
-RECIPE_VERSION = 2  # 1 had no list of its source's files
+RECIPE_VERSION = 3  # 1 had no list of its source's files; by 2 max_documents took all pieces of the last text
 SOURCES = "sources.jsonl"
 DOWNLOADS = ".downloads"  # in the store: fetched files by sha256
 _NAME_ROOM = 16  # bytes of a name in a manifest besides its own
@@ -75,7 +76,8 @@ def build_corpus(
         source = open_source(config.source, store.root / DOWNLOADS)
     _check_names(source)
     held = store.at(KIND, config.hold_out.removeprefix(f"{KIND}/")) if config.hold_out else None
-    request = Request(KIND, RECIPE_VERSION, asked_of(config, source), (source.ref, *([held.ref] if held else [])))
+    inputs = (source.ref, *([held.ref] if held else []))
+    request = Request(KIND, _recipe_version(config), asked_of(config, source), inputs)
 
     def build(directory: Path) -> dict[str, Any]:
         counts = Counts()
@@ -112,6 +114,11 @@ def asked_of(config: CorpusConfig, source: Source) -> dict[str, Any]:
     from gptmodel.text.minhash import ALGORITHM  # late: rensa is not needed else
 
     return {**asked, "minhash": ALGORITHM}
+
+
+def _recipe_version(config: CorpusConfig) -> int:
+    """All that 3 changed is what max_documents takes: no other corpus is made anew for it."""
+    return RECIPE_VERSION if config.source.max_documents else 2
 
 
 def _check_names(source: Source) -> None:
@@ -173,8 +180,9 @@ def cut(text: str, above: int, to: int) -> Iterator[str]:
 
 def _documents(source: Source, config: CorpusConfig, counts: Counts) -> Iterator[Document]:
     seen: set[bytes] = set()
+    limit = config.source.max_documents or math.inf
     for raw in source.texts():
-        if config.source.max_documents and counts.documents >= config.source.max_documents:
+        if counts.documents >= limit:
             return
         counts.texts_read += 1
         text = _decoded(raw, config, counts)
@@ -185,6 +193,8 @@ def _documents(source: Source, config: CorpusConfig, counts: Counts) -> Iterator
         several = len(first) > 1
         counts.cut_documents += several
         for number, piece in enumerate(chain(first or [""], pieces)):
+            if counts.documents >= limit:
+                break  # and no return: the source shall see that its file is unchanged
             document = _keep(piece, f"{raw.source}#{number}" if several else raw.source, config, seen, counts)
             if document:
                 yield document

@@ -223,6 +223,23 @@ def test_at_most_max_documents_in_source_order(tmp_path: Path, build: Build) -> 
     assert [d.source for d in iter_documents(corpus)] == sorted(texts(40))[:25]
 
 
+def test_max_documents_counts_the_pieces_of_a_cut_text(tmp_path: Path, build: Build) -> None:
+    words = random.Random(3)
+    long = "\n\n".join(" ".join(f"word{words.randrange(900)}" for _ in range(40)) for _ in range(60))
+    folder = write(tmp_path / "in", {"a.txt": long, "b.txt": long[::-1], **texts(3)})
+    sizes: dict[str, Any] = {"cut_above_chars": 600, "cut_to_chars": 600}
+    whole = list(iter_documents(build(folder, **sizes)))
+    for limit in (7, len([d for d in whole if d.source.startswith(("0", "a.txt"))]), len(whole) - 1):
+        some = build(folder, max_documents=limit, **sizes)
+        assert list(iter_documents(some)) == whole[:limit]
+        assert some.summary["documents"] == limit
+
+
+def test_only_a_corpus_that_max_documents_bounds_is_of_the_new_recipe(tmp_path: Path, build: Build) -> None:
+    folder = write(tmp_path / "in", texts(40))
+    assert [build(folder, max_documents=n).request.recipe_version for n in (0, 25)] == [2, 3]
+
+
 def test_a_failed_build_leaves_no_corpus_and_the_next_one_is_whole(tmp_path: Path, build: Build) -> None:
     folder = write(tmp_path / "in", {**texts(20), "zz.txt": b"\xff"})
     with pytest.raises(DataError):
