@@ -105,7 +105,8 @@ class _Origin:
                 self.look.add(self.place, Difference(self.name, "", "commit on the hub", commit, found))
 
     def _check_downloads(self, listed: list[dict[str, Any]]) -> None:
-        places = {i["sha256"]: self.store.root / DOWNLOADS / i["sha256"] / i["name"] for i in listed}
+        folder = self.store.root / DOWNLOADS
+        places = {i["sha256"]: folder / i["sha256"] / check_name(i["name"]) for i in listed}
         here = {digest: path for digest, path in places.items() if path.is_file()}
         self._queue([(i["sha256"], i["name"], i["bytes"], i["sha256"]) for i in listed], here)
 
@@ -114,6 +115,7 @@ class _Origin:
         gone, count = [], 0
         for at, (key, file, n_bytes, sha256) in enumerate(wanted):
             count += 1
+            file = _printable(file)
             if key in here:
                 compare = judge(self.name, file, sha256)
                 self.look.jobs.append(Job(here[key], n_bytes, (*self.place, at), compare, links=True))
@@ -182,9 +184,13 @@ def _listing(node: Node) -> list[dict[str, Any]] | None:
     lines = [json.loads(line) for line in (node.path / SOURCES).read_text(encoding="utf-8").split("\n") if line]
     for line in lines:
         if "dataset" not in line:
-            check_name(line["name"])
             check_name(line["sha256"])
     return lines or None
+
+
+def _printable(name: str) -> str:
+    """A person's own file may be called what no terminal shall obey."""
+    return name if name.isprintable() else ascii(name)
 
 
 def _cached(repo: str, revision: str, names: Iterable[str]) -> dict[str, Path]:

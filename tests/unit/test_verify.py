@@ -25,6 +25,7 @@ from gptmodel.pretrained import import_weights
 from gptmodel.store.artifacts import Artifact, Request, Store, sha256_file, write_atomic
 from gptmodel.store.manifests import MANIFEST, FileEntry, Manifest, Ref
 from gptmodel.text.corpus import SOURCES, build_corpus, iter_documents
+from gptmodel.text.download import content_digest
 from gptmodel.text.sources import hub_digest
 from gptmodel.tokens.shards import build_shards, open_split
 from gptmodel.upkeep.nodes import with_evaluations
@@ -269,6 +270,45 @@ def test_a_changed_source_comes_before_all_else_and_a_lost_one_is_no_fault(whole
         file.write_bytes(raw)
         flipped.write_bytes(parquet)
         (file.parent / "99.txt").unlink(missing_ok=True)
+
+
+def test_a_source_with_a_strange_name_hides_no_change(tmp_path: Path) -> None:
+    (tmp_path / "text").mkdir()
+    for number in range(20):
+        (tmp_path / "text" / f"{number:02d}.txt").write_text(f"Text {number}. " * 20)
+    strange = [tmp_path / "text" / name for name in ("a\\b.txt", "c\x1b[1m\n.txt")]
+    for path in strange:
+        path.write_text(f"A text in {path.name!r}.")
+    store = Store(tmp_path / "store")
+    source = SourceConfig(kind="files", paths=(f"{tmp_path}/text/*.txt",))
+    made, _ = build_corpus(store, CorpusConfig(source=source, validation_fraction=0.3))
+    assert (look(store, "corpus").differences, look(store, "corpus").notes) == ([], [])
+    for path in (tmp_path / "text" / "07.txt", *strange):
+        flip(path)
+    found = look(store, "corpus").differences
+    assert [d.node for d in found] == [f"source of {made.label}"] * 3
+    assert [d.file for d in found] == ["07.txt", "a\\b.txt", r"'c\x1b[1m\n.txt'"], "no terminal shall obey a name"
+    strange[1].unlink()
+    (note,) = look(store, "corpus").notes
+    assert r"1 of 22 files are not here: 'c\x1b[1m\n.txt'" in note
+
+
+@pytest.mark.parametrize(("name", "sha256"), [("../../outside", "{}"), ("a.txt", "../../outside"), ("a\\b", "{}")])
+def test_a_download_is_looked_for_in_its_own_folder_alone(tmp_path: Path, name: str, sha256: str) -> None:
+    store = Store(tmp_path / "store")
+    (tmp_path / "outside").write_text("outside")
+    digest = sha256.format(hashlib.sha256(b"inside").hexdigest())
+    line = {"name": name, "bytes": 6, "sha256": digest}
+
+    def build(directory: Path) -> dict[str, Any]:
+        (directory / SOURCES).write_text(json.dumps(line) + "\n")
+        return {}
+
+    source = Ref("source", "0" * 64, content_digest([(name, digest)]))
+    made, _ = store.produce(Request("corpus", 2, {"source": {"kind": "http"}}, (source,)), build)
+    report = verify(store, [made.path])
+    assert not report.differences
+    assert any("cannot be looked at: ValueError: it names a file outside" in note for note in report.notes)
 
 
 def test_the_list_of_sources_names_each_file_without_a_path(whole: Store) -> None:
