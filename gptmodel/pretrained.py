@@ -29,6 +29,7 @@ from gptmodel.progress import progress as measured
 from gptmodel.store.artifacts import MANIFEST, Artifact, Ref, Request, Store, load_artifact, open_store, sha256_file
 from gptmodel.store.space import weights_bytes
 from gptmodel.text.download import content_digest, shown
+from gptmodel.text.reading import local_path
 from gptmodel.weights import CONFIG_FILE, load_model, read_json, save_model
 
 log = logging.getLogger(__name__)
@@ -198,7 +199,7 @@ def _locate(source: str, revision: str, store: Store, allow_private: bool = Fals
         _check_address(source, revision)
         directory = fetch_openai(source, store.root / DOWNLOADS, allow_private=allow_private)
         return _Located(directory, shown(source.rstrip("/")), revision)
-    path = Path(source).expanduser()
+    path = local_path(source, "the path")
     if path.is_dir():
         if revision:
             raise DataError(f"{source} is a directory, and revision {revision!r} is for repositories; leave it out")

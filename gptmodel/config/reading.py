@@ -17,6 +17,7 @@ import yaml
 
 from gptmodel.errors import ConfigError
 
+_TOO_DEEP = "nested too deeply to be read; settings are a few levels deep, so look at its brackets"
 Place = tuple[str, ...]
 """Names of nested settings from the outside in: ("train", "max_steps")."""
 
@@ -38,12 +39,14 @@ def read_file(path: Path, cls: type[Any]) -> Layer:
         raise ConfigError(f"cannot read config file {path}: {error.strerror}; is the path right?") from None
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path}: not a text in UTF-8 (byte {error.start}); save it as UTF-8") from None
-    reader = _Reader(text, lambda node: f"{path}:{node.start_mark.line + 1}")
     try:
+        reader = _Reader(text, lambda node: f"{path}:{node.start_mark.line + 1}")
         root = reader.loader.get_single_node()
         data = reader.read(root, cls, ()) if root is not None else None
     except yaml.YAMLError as error:
         raise ConfigError(_not_yaml(path, error)) from None
+    except RecursionError:
+        raise ConfigError(f"{path}: {_TOO_DEEP}") from None
     if reader.problems:
         raise ConfigError(reader.problems)
     if data is None:
@@ -66,15 +69,18 @@ def read_set(text: str, cls: type[Any]) -> Layer:
     nested: Any = value
     origins: dict[Place, str] = {}
     if hint is not str:
-        reader = _Reader(value, lambda _node: shown)
         try:
+            reader = _Reader(value, lambda _node: shown)
             root = reader.loader.get_single_node()
             nested = reader.read(root, hint, path) if root is not None else None
         except yaml.YAMLError:
             nested = value
-        if reader.problems:
-            raise ConfigError(reader.problems)
-        origins = reader.origins
+        except RecursionError:
+            raise ConfigError(f"{shown}: {_TOO_DEEP}") from None
+        else:
+            if reader.problems:
+                raise ConfigError(reader.problems)
+            origins = reader.origins
     for depth in range(len(path), 0, -1):
         origins[path[:depth]] = shown
         nested = {path[depth - 1]: nested}
@@ -163,8 +169,11 @@ class _Reader:
         try:
             return self.loader.construct_object(node, deep=True)
         except ValueError as error:
-            self.problems.append(f"{self.where(node)}: {'.'.join(path)}: {error}")
-            return None
+            said = str(error)
+        except (AttributeError, LookupError):  # of PyYAML's own readers, for a value that is not what its tag says
+            said = f"{node.value!r} is no {node.tag.rpartition(':')[2]}"
+        self.problems.append(f"{self.where(node)}: {'.'.join(path)}: {said}")
+        return None
 
     def _mapping(self, node: yaml.MappingNode, hint: Any, path: Place) -> dict[str, Any]:
         hints = get_type_hints(hint) if isinstance(hint, type) and is_dataclass(hint) else {}

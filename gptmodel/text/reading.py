@@ -5,6 +5,7 @@ from __future__ import annotations
 import codecs
 import gzip
 import json
+import re
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -59,8 +60,34 @@ class SourceFile:
 
     def check_unchanged(self) -> None:
         """DataError if the file was written since it was hashed: the corpus would bear the wrong name."""
-        if size_and_time(self.path) != self.seen:
+        try:
+            seen = size_and_time(self.path)
+        except OSError as error:
+            raise DataError(
+                f"cannot read {self.path}: {error.strerror}; it could be hashed before: put it back and run again"
+            ) from None
+        if seen != self.seen:
             raise DataError(f"{self.name} was changed while it was read; wait until it is finished and run again")
+
+
+def local_path(text: str, check: str) -> Path:
+    """The path that a person means, who may have written `~`; DataError, with what to check, for one that none can be.
+
+    Whether something lies there is not said.
+    """
+    try:
+        path = Path(text).expanduser()
+        path.exists()
+    except (OSError, RuntimeError) as error:
+        said = error.strerror if isinstance(error, OSError) else "there is no home of that name"
+        raise DataError(f"{text} cannot be looked for: {said}; check {check}") from None
+    return path
+
+
+def check_utf8(name: str) -> None:
+    """DataError for a file name whose bytes are not UTF-8: no record could hold it."""
+    if re.search("[\ud800-\udfff]", name):
+        raise DataError(f"the file name {name!a} is not UTF-8; rename it, so that it can be recorded")
 
 
 def size_and_time(path: Path) -> tuple[int, int]:

@@ -26,7 +26,16 @@ from gptmodel.store.space import corpus_bytes
 from gptmodel.text.download import content_digest, download, shown
 from gptmodel.text.following import newest, newest_here
 from gptmodel.text.hub import hub_documents, local_files, pin_revision
-from gptmodel.text.reading import RawText, SourceFile, format_of, is_gzip, size_and_time, texts_of
+from gptmodel.text.reading import (
+    RawText,
+    SourceFile,
+    check_utf8,
+    format_of,
+    is_gzip,
+    local_path,
+    size_and_time,
+    texts_of,
+)
 
 log = logging.getLogger(__name__)
 _LISTED_BYTES = 120  # of a file in a corpus's list of sources, besides its name
@@ -87,7 +96,7 @@ def find_files(config: SourceConfig, cache: Path) -> list[tuple[str, Path]]:
     DataError if none is; empty for a dataset of the hub.
     """
     if config.kind == "huggingface":
-        folder = Path(config.dataset).expanduser()
+        folder = local_path(config.dataset, "corpus.source.dataset")
         return [(path.relative_to(folder).as_posix(), path) for path in local_files(config)]
     if config.kind == "embedded":
         return _embedded(config)
@@ -101,6 +110,8 @@ def find_files(config: SourceConfig, cache: Path) -> list[tuple[str, Path]]:
 
 
 def _hashed(found: list[tuple[str, Path]]) -> list[SourceFile]:
+    for name, _ in found:
+        check_utf8(name)
     with progress("hashing the source", len(found), "files") as meter:
         files = []
         for name, path in found:
@@ -156,7 +167,8 @@ def _embedded(config: SourceConfig) -> list[tuple[str, Path]]:
 def _local(config: SourceConfig) -> list[tuple[str, Path]]:
     paths: dict[Path, None] = {}
     for pattern in config.paths:
-        whole = Path(pattern).expanduser()
+        check_utf8(pattern)
+        whole = local_path(pattern, "corpus.source.paths")
         # A name that exists is taken as it is, brackets too. glob and not Path.glob: a pattern may be absolute.
         matches = [str(whole)] if whole.exists() else sorted(glob.glob(str(whole), recursive=True))  # noqa: PTH207
         # Links keep their names: a hub's cache links `train.parquet` to a file named by its hash.

@@ -118,6 +118,27 @@ def test_wrong_files(tmp_path: Path) -> None:
         load_config("quikstart")
 
 
+_ODD = {
+    "!!timestamp x": "'x' is no timestamp",
+    "!!bool x": "'x' is no bool",
+    "!!float ''": "'' is no float",
+    "!!int x": "invalid literal",
+    "[" * 3_000 + "]" * 3_000: "nested too deeply",
+    "\x01": "not valid YAML: unacceptable character|give a whole number",
+}
+
+
+@pytest.mark.parametrize("value", _ODD)
+def test_what_yaml_stumbles_over_is_told_in_one_line_with_its_place(tmp_path: Path, value: str) -> None:
+    odd = tmp_path / "odd.yaml"
+    odd.write_text("train:\n  max_steps: " + value)
+    for place, file, sets in (("odd.yaml", odd, []), ("train.max_steps", None, [f"train.max_steps={value}"])):
+        with pytest.raises(ConfigError, match=_ODD[value]) as error:
+            load_config(file=file, sets=sets)
+        assert place in str(error.value)
+        assert "\n" not in str(error.value)
+
+
 @pytest.mark.parametrize("name", PRESETS)
 def test_every_preset_stands_and_survives_plain_data(name: str) -> None:
     config = preset_config(name)

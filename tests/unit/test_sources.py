@@ -20,6 +20,7 @@ import pytest
 
 from gptmodel.config import CorpusConfig, SourceConfig
 from gptmodel.errors import DataError, GptflowError
+from gptmodel.pretrained import import_weights
 from gptmodel.store.artifacts import Store
 from gptmodel.text.corpus import build_corpus, iter_documents
 from gptmodel.text.sources import open_source
@@ -127,6 +128,36 @@ def test_nothing_found_is_said(tmp_path: Path) -> None:
         build(tmp_path, tmp_path / "none*")
     with pytest.raises(DataError, match=r"is a folder.*\*\.txt"):
         build(tmp_path, tmp_path)
+
+
+@pytest.mark.parametrize("settings", [{"kind": "files"}, {"kind": "huggingface"}])
+@pytest.mark.parametrize(("place", "said"), [("~nosuchuser/x", "no home"), ("x" * 300, "File name too long")])
+def test_a_path_that_cannot_be_is_said(tmp_path: Path, settings: dict[str, Any], place: str, said: str) -> None:
+    more = {"paths": (place,)} if settings["kind"] == "files" else {"dataset": place}
+    with pytest.raises(DataError, match=f"{place[:9]}.*{said}.*check corpus.source"):
+        open_source(SourceConfig(**settings, **more), tmp_path)
+    with pytest.raises(DataError, match=f"{place[:9]}.*{said}"):
+        import_weights(Store(tmp_path / "store"), place)
+
+
+@pytest.mark.skipif(sys.platform == "darwin", reason="its file systems refuse such names")
+def test_a_name_that_is_not_utf_8_is_refused_before_any_work(tmp_path: Path) -> None:
+    folder = Path(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9"))
+    folder.mkdir()
+    put(folder / "a.txt", "A text.")
+    put(tmp_path / "b.txt", "B text.")
+    for pattern, shown in (("**/*.txt", r"'caf\\udce9/a\.txt'"), (f"{folder.name}/*.txt", r"caf\\udce9")):
+        with pytest.raises(DataError, match=f"{shown}.*not UTF-8.*rename") as error:
+            build(tmp_path, tmp_path / pattern)
+        str(error.value).encode()
+
+
+def test_a_file_that_is_gone_before_it_is_read_is_said(tmp_path: Path) -> None:
+    file = put(tmp_path / "a.txt", "A text.")
+    source = open_source(SourceConfig(kind="files", paths=(str(file),)), tmp_path)
+    file.unlink()
+    with pytest.raises(DataError, match=r"a\.txt.*No such file.*run again"):
+        list(source.texts())
 
 
 def test_a_file_that_changes_while_it_is_read_is_refused(tmp_path: Path) -> None:
