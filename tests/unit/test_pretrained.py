@@ -382,6 +382,7 @@ def hub(saved, tmp_path, monkeypatch):
     server = Hub(saved)
     monkeypatch.setenv("HF_ENDPOINT", server.url)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)  # as an import in another test left it
     yield server
     server.server.shutdown()
     server.server.server_close()
