@@ -314,7 +314,8 @@ def test_recipe_versions_are_those_of_the_steps(tiny_data: tuple[Store, Artifact
     }
     assert recipe_versions(ROOT) == stated
     for artifact in tiny_data[0].artifacts():
-        assert artifact.provenance["recipes"][artifact.kind] == artifact.request.recipe_version
+        # what a change of the recipe did not touch keeps its earlier number
+        assert artifact.provenance["recipes"][artifact.kind] >= artifact.request.recipe_version
 
 
 def test_the_packages_are_the_installed_ones(tmp_path: Path) -> None:
