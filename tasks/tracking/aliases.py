@@ -21,6 +21,7 @@ from gptmodel.retraining.ledger import Draft, Entry, Ledger, Named, State
 from gptmodel.store.artifacts import Artifact, Store
 from gptmodel.store.locks import exclusive
 from gptmodel.upkeep.pins import pins
+from tasks.tracking.cards import load_card
 from tasks.tracking.naming import find_artifact
 from tasks.tracking.runs import FINGERPRINT_TAG, client
 
@@ -29,6 +30,7 @@ CHAMPION, PREVIOUS, CHALLENGER = "champion", "previous", "challenger"
 GATE_TAG, ENTRY_TAG, PINNED_TAG = "gptflow.gate", "gptflow.gate.entry", "pinned"
 _MODEL_TAG = "gptflow.model"
 _TAG_CHARS = 4_000
+_KEPT_CHAMPIONS = 3  # the present one, where a rollback leads, and who is `previous` after it
 
 
 def follow(store: Store, name: str, keep_versions: int = 0) -> tuple[State, bool]:
@@ -102,22 +104,31 @@ def _with_moves_by_hand(store: Store, ledger: Ledger) -> State:
 
 
 def _move_aliases(store: Store, name: str, state: State) -> bool:
-    """In this order, so that a death in between leaves a champion in place."""
+    """In this order, so that a death in between leaves a champion in place. A previous one may be gone for good."""
     there, changed = aliases_of(name), False
     for alias in (PREVIOUS, CHAMPION, CHALLENGER):
         wanted: Named | None = getattr(state, alias)
-        number = _registered(store, name, wanted) if wanted is not None else ""
+        number = ""
+        try:
+            number = _registered(store, name, wanted) if wanted is not None else ""
+        except (ArtifactError, TrackingError) as error:
+            if alias != PREVIOUS:
+                raise
+            log.info("%s has no alias %s: %s", name, alias, error)
         if number and there.get(alias) != number:
             client().set_registered_model_alias(name, alias, number)
             changed = True
-        elif not number and alias in there and wanted is None and alias != CHAMPION:
+        elif not number and alias in there and alias != CHAMPION:
             client().delete_registered_model_alias(name, alias)
             changed = True
     return changed
 
 
 def _registered(store: Store, name: str, model: Named) -> str:
-    """The number of its version, registered now if that was missed. TrackingError if there is none."""
+    """The number of its version, registered now if that was missed, or its version was deleted since.
+
+    TrackingError if there is none.
+    """
     from tasks.tracking.syncing import sync_run
 
     if number := version_of(store, name, model):
@@ -125,7 +136,7 @@ def _registered(store: Store, name: str, model: Named) -> str:
     artifact = _held(store, model)
     run_dir = run_dir_of(store, artifact.fingerprint) if artifact else None
     if run_dir is not None and run_dir.is_dir():
-        sync_run(store, run_dir)
+        sync_run(store, run_dir, again=load_card(run_dir).model_name == name)
     if number := version_of(store, name, model):
         return number
     raise TrackingError(f"{model.label} has no version of {name} in MLflow; `gptflow sync` registers what it missed")
@@ -151,8 +162,9 @@ def _tag(store: Store, name: str, entry: Entry) -> bool:
 
 
 def _retire(store: Store, ledger: Ledger, state: State, keep: int) -> None:
-    """Write down which versions go: ours, older than the newest `keep`, without alias, pin or tag `pinned`."""
-    doomed = to_retire(store, ledger.name, keep)
+    """Write down which versions go: ours, older than the newest `keep`, without alias, pin or tag `pinned`, and of
+    none of the last champions."""
+    doomed = to_retire(store, ledger.name, keep, state.champions[-_KEPT_CHAMPIONS:])
     if not doomed:
         return
     facts = {"versions": [{"version": str(v.version), "model": v.tags.get(_MODEL_TAG, "")} for v in doomed]}
@@ -163,8 +175,9 @@ def _retire(store: Store, ledger: Ledger, state: State, keep: int) -> None:
         state.take(entry)
 
 
-def to_retire(store: Store, name: str, keep: int) -> list[ModelVersion]:
-    """The versions that the policy lets go, the oldest first."""
+def to_retire(store: Store, name: str, keep: int, kept: Iterable[Named]) -> list[ModelVersion]:
+    """The versions that the policy lets go, the oldest first; none of the models that are `kept`."""
+    digests = {model.digest for model in kept}
     aliased = set(aliases_of(name).values())
     pinned = {label.split("/")[1] for label in pins(store)}
     found = [v for v in client().search_model_versions(f"name = '{name}'") if FINGERPRINT_TAG in v.tags]
@@ -175,6 +188,7 @@ def to_retire(store: Store, name: str, keep: int) -> list[ModelVersion]:
         if str(version.version) not in aliased
         and version.tags.get(PINNED_TAG, "false").strip().lower() in ("false", "no", "0")
         and version.tags[FINGERPRINT_TAG][:16] not in pinned
+        and version.tags.get(_MODEL_TAG) not in digests
     ]
 
 

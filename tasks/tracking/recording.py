@@ -99,8 +99,7 @@ def _log_model(run: Run, model: Artifact) -> LoggedModel:
 
 
 def _register(run_id: str, logged: LoggedModel, model: Artifact, name: str) -> str:
-    found = client().search_model_versions(f"run_id = '{run_id}'")
-    if found:
+    if found := [v for v in client().search_model_versions(f"run_id = '{run_id}'") if v.name == name]:
         kept = min(found, key=lambda v: int(v.version))
         return f"{kept.name}/{kept.version}"
     tags = {"gptflow.model": model.digest, FINGERPRINT_TAG: model.fingerprint}

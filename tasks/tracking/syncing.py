@@ -112,22 +112,23 @@ def _answers() -> bool:
     return True
 
 
-def sync_run(store: Store, run_dir: Path) -> Outcome:
+def sync_run(store: Store, run_dir: Path, *, again: bool = False) -> Outcome:
     """Numbers, pictures, samples, model, registration and status of one run, each once.
 
-    LockHeldError if the run is going on, or another process is at it.
+    `again` looks at a complete run too, and registers its model if the version was deleted. LockHeldError if the run is
+    going on, or another process is at it.
     """
     card = load_card(run_dir)
     with alone(run_dir, card.run_name) as hold:
-        return _sync_run(store, run_dir, card, hold)[0]
+        return _sync_run(store, run_dir, card, hold, again)[0]
 
 
-def _sync_run(store: Store, run_dir: Path, card: Card, hold: Hold) -> tuple[Outcome, Run]:
+def _sync_run(store: Store, run_dir: Path, card: Card, hold: Hold, again: bool = False) -> tuple[Outcome, Run]:
     label = f"{card.kind}/{card.fingerprint[:16]}"
     feed = Feed(card, run_dir, hold.check)
     run = feed.connect()
     model = _published(store, card)
-    if run.data.tags.get(COMPLETE_TAG) and model is not None:
+    if run.data.tags.get(COMPLETE_TAG) and model is not None and not again:
         set_status(run, "FINISHED")
         if CARD_TAG not in run.data.tags:  # it was completed by a version that made none
             record_card(store, run, model)

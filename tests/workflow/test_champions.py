@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,14 +14,17 @@ from mlflow import MlflowClient
 
 from flows.__main__ import cli
 from gptmodel.errors import ArtifactError, ConfigError
+from gptmodel.pretraining.step import run_dir_of
 from gptmodel.retraining.ledger import Draft, Ledger, Named
 from gptmodel.settings import load_config
 from gptmodel.store.artifacts import Artifact, Request, Store, write_atomic
 from gptmodel.upkeep.collection import Rules, plan
 from gptmodel.upkeep.pins import pin
-from tasks.promoting import promote, resolved, rollback, standing
+from tasks.promoting import promote, resolved, rollback, standing, tell
 from tasks.tracking import aliases
-from tasks.tracking.aliases import aliases_of, follow
+from tasks.tracking.aliases import aliases_of, follow, version_of
+from tasks.tracking.cards import model_card, save_card
+from tasks.tracking.syncing import sync_run
 
 NAME = "nightly"
 
@@ -243,6 +247,45 @@ def test_old_versions_are_retired_but_never_one_with_a_name_or_a_pin(shelf: Shel
     assert not follow(shelf.store, NAME, keep_versions=2)[1], "nothing is left to retire"
 
 
+def test_former_champions_are_not_retired_so_that_a_rollback_reaches_mlflow(shelf: Shelf) -> None:
+    champion = None
+    for number in range(1, 8):
+        model, outcome = shelf.registered(number), "promoted" if number in (1, 2, 6) else "kept"
+        shelf.decide(model, outcome, champion)
+        champion = model if outcome == "promoted" else champion
+        follow(shelf.store, NAME, keep_versions=1)
+    assert {v.version for v in shelf.client.search_model_versions(f"name = '{NAME}'")} == {1, 2, 6, 7}
+    rollback(shelf.store, NAME, "it is bad")
+    assert tell(shelf.store, NAME) == ""
+    assert aliases_of(NAME) == {"champion": "2", "previous": "1", "challenger": "7"}
+
+
+def test_a_rollback_reaches_mlflow_where_the_champion_before_last_has_no_version(shelf: Shelf) -> None:
+    a, b, c = (shelf.registered(number) for number in (1, 2, 3))
+    for model, champion in ((a, None), (b, a), (c, b)):
+        shelf.decide(model, "promoted", champion)
+    follow(shelf.store, NAME)
+    shelf.client.delete_model_version(NAME, "1")
+    rollback(shelf.store, NAME, "it is bad")
+    assert tell(shelf.store, NAME) == ""
+    assert aliases_of(NAME) == {"champion": "2"}
+
+
+def test_a_retired_model_that_is_promoted_is_registered_again(shelf: Shelf, undisturbed: Artifact) -> None:
+    shutil.copytree(undisturbed.path.parents[1], shelf.store.root, dirs_exist_ok=True)
+    model = shelf.store.resolve(undisturbed.label)
+    save_card(run_dir_of(shelf.store, model.fingerprint), model_card(model, NAME))
+    sync_run(shelf.store, run_dir_of(shelf.store, model.fingerprint))
+    shelf.registered(2)
+    shelf.client.delete_model_version(NAME, "1")
+    assert sync_run(shelf.store, run_dir_of(shelf.store, model.fingerprint)).what == "current", "it stays retired"
+    promote(shelf.store, model.label, NAME, "it was good after all")
+    assert tell(shelf.store, NAME) == ""
+    assert aliases_of(NAME) == {"champion": "3"}
+    assert version_of(shelf.store, NAME, Named.of(model)) == "3"
+    assert not follow(shelf.store, NAME)[1], "told already"
+
+
 def test_the_collector_keeps_what_the_ledger_names(shelf: Shelf) -> None:
     a, b, c, d = (shelf.model(number) for number in (1, 2, 3, 4))
     for model in (a, b, c):
@@ -263,6 +306,4 @@ def test_rollback_refuses_a_champion_that_is_gone(shelf: Shelf, remove: Callable
 
 @pytest.fixture
 def remove() -> Callable[[Artifact], None]:
-    import shutil
-
     return lambda artifact: shutil.rmtree(artifact.path)
