@@ -7,6 +7,7 @@ artifact or by `gptflow sync`.
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 from collections.abc import Iterator
@@ -22,6 +23,7 @@ os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")  # stand
 from mlflow import MlflowClient
 from mlflow.entities import Dataset, DatasetInput, InputTag, Param, Run, RunTag
 from mlflow.exceptions import MlflowException
+from mlflow.utils.validation import MAX_DATASET_SOURCE_SIZE
 
 from gptmodel.errors import first_line
 from tasks.tracking.cards import Card
@@ -84,7 +86,17 @@ def _describe(run: Run, card: Card) -> None:
 def dataset_input(dataset: dict[str, str]) -> DatasetInput:
     """A dataset of a card, as MLflow takes it."""
     fields = {name: value for name, value in dataset.items() if name != "context"}
+    fields["source"] = _bounded_source(fields["source"])
     return DatasetInput(Dataset(**fields), [InputTag("mlflow.data.context", dataset["context"])])
+
+
+def _bounded_source(source: str) -> str:
+    """With files counted instead of named where MLflow would not take it; a shorter one stays as it always was."""
+    if len(source) <= MAX_DATASET_SOURCE_SIZE:
+        return source
+    told = json.loads(source)
+    many = f"{len(told['source']['paths'])}, see sources.jsonl of the corpus"
+    return json.dumps({**told, "source": {**told["source"], "paths": many}})
 
 
 def set_status(run: Run, status: str) -> None:

@@ -23,8 +23,8 @@ from gptmodel.store.artifacts import Artifact, Store
 from gptmodel.store.codestate import code_digest
 from gptmodel.text.corpus import build_corpus
 from gptmodel.tokens.shards import build_shards
-from tasks.tracking.cards import save_card, training_card
-from tasks.tracking.runs import find_run
+from tasks.tracking.cards import Card, evaluation_dataset, save_card, training_card
+from tasks.tracking.runs import find_or_create_run, find_run
 from tasks.tracking.syncing import sync_evaluation, sync_run
 
 Tiny = Callable[..., PipelineConfig]
@@ -131,6 +131,19 @@ def test_a_run_has_its_datasets_with_digest_and_profile(world: World) -> None:
         assert (source["corpus"], source["split"]) == (world.corpus.digest, split)
     other = MlflowClient().get_run(world.other_run.info.run_id)
     assert {item.tags[0].value for item in other.inputs.dataset_inputs} == {"train", "validation"}
+
+
+def test_mlflow_takes_a_dataset_of_more_files_than_it_can_name(world: World) -> None:
+    names = [f"texts/2026/11/article-{number:06}.txt" for number in range(3_000)]
+    asked = {"kind": "files", "paths": names, "sha256": []}
+    of_few = evaluation_dataset(world.shards, "validation")
+    source = json.loads(of_few["source"])
+    of_many = {**of_few, "digest": "f" * 32, "source": json.dumps({**source, "source": asked})}
+    run, _ = find_or_create_run(Card("many", "many", "many files", {"a": 1}, {}, [of_many]))
+    (found,) = MlflowClient().get_run(run.info.run_id).inputs.dataset_inputs
+    assert found.dataset.digest == of_many["digest"]
+    counted = {**asked, "paths": "3000, see sources.jsonl of the corpus"}
+    assert json.loads(found.dataset.source) == {**source, "source": counted}
 
 
 def test_the_model_is_tied_to_run_datasets_and_figures(world: World) -> None:
