@@ -11,7 +11,7 @@ from typing import Any
 from prefect import get_run_logger, task
 
 from gptmodel.criteria import OVERALL
-from gptmodel.errors import ArtifactError, ConfigError
+from gptmodel.errors import ArtifactError, ConfigError, TrackingError
 from gptmodel.lineage.walk import artifact_of
 from gptmodel.rating.journal import Journal, Opening, checked_name, round_of_flow_run
 from gptmodel.rating.pairs import Pair, pairs_of
@@ -153,16 +153,26 @@ def progress_of(store: Store, found: Artifact) -> Progress:
 
 
 def await_ratings(found: Artifact, look_every: float) -> None:
-    """Return when enough ratings are in or time is up; until then the run rests, see `tasks.awaiting`."""
-    store = open_store()
+    """Return when enough ratings are in or time is up; until then the run rests, see `tasks.awaiting`.
+
+    Where MLflow is away when time is up there is one look more: what was rated last may be known there only.
+    """
+    store, logger, away = open_store(), get_run_logger(), False
     while True:
-        collect(store, found)
+        try:
+            collect(store, found)
+            away = False
+        except TrackingError as error:
+            if not away:
+                logger.warning("%s: %s", found.label, error)
+            away = True
         how = progress_of(store, found)
-        if how.is_over:
-            get_run_logger().info("%s: %s", found.label, how)
-            return
         left = (how.deadline - datetime.now(UTC)).total_seconds()
-        rest(max(1.0, min(look_every, left)), str(how))
+        once_more = away and how.given < how.needed and left > -look_every
+        if how.is_over and not once_more:
+            logger.info("%s: %s", found.label, how)
+            return
+        rest(max(1.0, min(look_every, left)) if left > 0 else look_every, str(how))
 
 
 @task(name="rate", task_run_name="figures of the ratings", **STEP)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import json
+import logging
+import os
 import shutil
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
@@ -20,9 +22,12 @@ from gptmodel.config import DecodingConfig, PipelineConfig
 from gptmodel.criteria import CRITERIA, NAMES
 from gptmodel.errors import DataError
 from gptmodel.pretraining.step import plan_training, pretrain
-from gptmodel.rating.rounds import RoundConfig, find_round, read_items
+from gptmodel.rating.journal import Journal, Opening
+from gptmodel.rating.rounds import RoundConfig, build_round, find_round, read_items
 from gptmodel.store.artifacts import Artifact, Store
+from tasks.rating import await_ratings, progress_of
 from tasks.tracking.cards import save_card, training_card
+from tasks.tracking.review_queue import put_before
 from tasks.tracking.runs import find_run
 from tasks.tracking.syncing import sync_store
 
@@ -188,6 +193,49 @@ def test_when_time_is_up_what_is_rated_must_do(store: Store, tmp_path: Path) -> 
         human_eval(**asked)
     assert rate("import", str(filled(store, "dora", tmp_path))).exit_code == 0
     assert human_eval(**asked)["ratings"].summary["ratings"] == 1
+
+
+@pytest.mark.filterwarnings("ignore:.*Any type hint is inferred")
+@pytest.mark.parametrize(
+    ("hours_left", "looks_without", "given"), [(24, 2, 1), (-0.001, 1, 1), (-2, 9, 0)], ids=["before", "at", "after"]
+)
+def test_an_mlflow_that_is_away_is_waited_for_and_at_the_deadline_once(
+    undisturbed: Artifact,
+    fresh_mlflow: Callable[[Path], str],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    tmp_path: Path,
+    hours_left: float,
+    looks_without: int,
+    given: int,
+) -> None:
+    there, rests = fresh_mlflow(tmp_path / "mlflow.db"), []
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", there)
+    mlflow.tracing.reset()  # its tracer stays with the database that it saw first
+    monkeypatch.setenv("GPTFLOW_STORE", str(tmp_path / "store"))
+    shutil.copytree(undisturbed.path.parents[1], tmp_path / "store")
+    store = Store(tmp_path / "store")
+    texts = RoundConfig(prompts=("The harbour",), from_validation=0, checks=0, decoding=SMALL.decoding)
+    found, _ = build_round(store, [store.resolve(undisturbed.label)], None, texts)
+    put_before(found, read_items(found), [1])
+    answer(found.path.name, read_items(found)[0].id, len(CRITERIA))
+    deadline = datetime.now(UTC) + timedelta(hours=hours_left)
+    Journal(store, found.path.name).open(Opening(deadline.isoformat(), deadline.isoformat(), 1))
+
+    def rest(seconds: float, why: str) -> None:
+        rests.append(seconds)
+        if len(rests) == looks_without:
+            os.environ["MLFLOW_TRACKING_URI"] = there
+
+    monkeypatch.setattr("tasks.rating.rest", rest)
+    monkeypatch.setattr("tasks.rating.get_run_logger", lambda: logging.getLogger("run"))
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    mlflow.tracing.reset()
+    await_ratings(found, 300.0)
+    assert rests == [300.0] * (looks_without if given else 0)
+    assert progress_of(store, found).given == given
+    assert caplog.text.count("does not answer") == 1, "once for each outage"
 
 
 def _as_json(config: RoundConfig) -> dict[str, Any]:
