@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -11,6 +12,7 @@ from typing import Any
 import pandas as pd
 from mlflow.entities import Metric, Run
 from mlflow.utils.mlflow_tags import MLFLOW_LOGGED_ARTIFACTS
+from mlflow.utils.validation import MAX_TAG_VAL_LENGTH
 
 from gptmodel.lineage.graph import as_json
 from gptmodel.lineage.walk import Lineage
@@ -53,11 +55,27 @@ def log_pictures(run_id: str, pictures: dict[str, Draw], where: str) -> None:
 
 
 def log_table(run: Run, rows: list[dict[str, Any]], where: str) -> None:
-    """A table as MLflow's pages show it. Its own `log_table` would append to what an earlier attempt left."""
+    """A table as MLflow's pages show it. Its own `log_table` would append to what an earlier attempt left.
+
+    The list of a run's tables is a tag, which MLflow cuts where it is too long: the oldest but the first make room.
+    """
     if not rows:
         return
     run_id = run.info.run_id
     client().log_text(run_id, pd.DataFrame(rows).to_json(orient="split", index=False, date_format="iso"), where)
-    tables = json.loads(client().get_run(run_id).data.tags.get(MLFLOW_LOGGED_ARTIFACTS, "[]"))
+    listed = client().get_run(run_id).data.tags.get(MLFLOW_LOGGED_ARTIFACTS, "[]")
+    tables = _whole(listed)
     if (table := {"path": where, "type": "table"}) not in tables:
-        client().set_tag(run_id, MLFLOW_LOGGED_ARTIFACTS, json.dumps([*tables, table]))
+        tables.append(table)
+    while len(told := json.dumps(tables)) > MAX_TAG_VAL_LENGTH:
+        del tables[1]  # the first is of the training itself
+    if told != listed:
+        client().set_tag(run_id, MLFLOW_LOGGED_ARTIFACTS, told)
+
+
+def _whole(listed: str) -> list[dict[str, str]]:
+    """The tables of such a tag, or, where it was cut, those that stand in it whole."""
+    for text in (listed, listed[: listed.rfind("}") + 1] + "]"):
+        with suppress(ValueError):
+            return list(json.loads(text))
+    return []

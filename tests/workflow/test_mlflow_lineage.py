@@ -14,6 +14,7 @@ from typing import Any
 import mlflow
 import pytest
 from mlflow import MlflowClient
+from mlflow.utils.mlflow_tags import MLFLOW_LOGGED_ARTIFACTS
 
 from gptmodel.config import EvaluateConfig, PipelineConfig
 from gptmodel.judging.evaluation import evaluate
@@ -24,6 +25,7 @@ from gptmodel.store.codestate import code_digest
 from gptmodel.text.corpus import build_corpus
 from gptmodel.tokens.shards import build_shards
 from tasks.tracking.cards import Card, evaluation_dataset, save_card, training_card
+from tasks.tracking.logged import log_table
 from tasks.tracking.runs import find_or_create_run, find_run
 from tasks.tracking.syncing import sync_evaluation, sync_run
 
@@ -131,6 +133,25 @@ def test_a_run_has_its_datasets_with_digest_and_profile(world: World) -> None:
         assert (source["corpus"], source["split"]) == (world.corpus.digest, split)
     other = MlflowClient().get_run(world.other_run.info.run_id)
     assert {item.tags[0].value for item in other.inputs.dataset_inputs} == {"train", "validation"}
+
+
+@pytest.mark.parametrize("listed", [112, 114], ids=["full", "cut by MLflow"])
+def test_a_run_of_more_tables_than_mlflow_lists_has_the_newest(world: World, listed: int) -> None:
+    client, name = MlflowClient(), f"with {listed} tables"
+    run, _ = find_or_create_run(Card("full", name, name, {"a": 1}, {}))
+    places = ["samples/training.json", *(f"evaluation/{n:016x}/samples.json" for n in range(116))]
+    before = json.dumps([{"path": place, "type": "table"} for place in places[:listed]])
+    client.set_tag(run.info.run_id, MLFLOW_LOGGED_ARTIFACTS, before)
+    for place in places[-2:]:
+        log_table(run, [{"text": place}], place)
+        rows = client.load_table(run.info.experiment_id, place, run_ids=[run.info.run_id])
+        assert list(rows["text"]) == [place]
+    told = client.get_run(run.info.run_id).data.tags[MLFLOW_LOGGED_ARTIFACTS]
+    there = [table["path"] for table in json.loads(told)]
+    assert (there[0], there[-2:]) == (places[0], places[-2:])
+    assert there == [place for place in places if place in there], "each once, in order"
+    log_table(run, [{"text": "again"}], places[-1])
+    assert client.get_run(run.info.run_id).data.tags[MLFLOW_LOGGED_ARTIFACTS] == told
 
 
 def test_mlflow_takes_a_dataset_of_more_files_than_it_can_name(world: World) -> None:
