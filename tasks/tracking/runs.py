@@ -21,7 +21,7 @@ os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
 os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")  # standard output is for `--json`
 
 from mlflow import MlflowClient
-from mlflow.entities import Dataset, DatasetInput, InputTag, Param, Run, RunTag
+from mlflow.entities import Dataset, DatasetInput, InputTag, LifecycleStage, Param, Run, RunTag
 from mlflow.exceptions import MlflowException
 from mlflow.utils.validation import MAX_DATASET_SOURCE_SIZE
 
@@ -61,6 +61,8 @@ def find_run(fingerprint: str, known: str = "") -> Run | None:
 def find_or_create_run(card: Card, known: str = "") -> tuple[Run, bool]:
     """The one run of this fingerprint, with all that its card says, and whether it was just created."""
     run = find_run(card.fingerprint, known)
+    if run is None and _restored(card.experiment):
+        run = find_run(card.fingerprint, known)
     created = run is None
     if run is None:
         mlflow = client()
@@ -70,6 +72,16 @@ def find_or_create_run(card: Card, known: str = "") -> tuple[Run, bool]:
         run = mlflow.create_run(experiment_id, run_name=card.run_name, tags=tags)
     _describe(run, card)
     return run, created
+
+
+def _restored(name: str) -> bool:
+    """Whether the experiment was deleted, and is there again: MLflow keeps its name, and takes no run into it."""
+    experiment = client().get_experiment_by_name(name)
+    if experiment is None or experiment.lifecycle_stage != LifecycleStage.DELETED:
+        return False
+    client().restore_experiment(experiment.experiment_id)
+    log.warning("the experiment %s was deleted in MLflow; it is restored with its runs, to take a new one", name)
+    return True
 
 
 def _describe(run: Run, card: Card) -> None:

@@ -154,6 +154,20 @@ def test_a_run_of_more_tables_than_mlflow_lists_has_the_newest(world: World, lis
     assert client.get_run(run.info.run_id).data.tags[MLFLOW_LOGGED_ARTIFACTS] == told
 
 
+def test_an_experiment_that_was_deleted_is_restored_with_its_runs(
+    world: World, caplog: pytest.LogCaptureFixture
+) -> None:
+    one, two = (Card("binned", name, f"fingerprint of {name}", {"a": 1}, {}) for name in ("one", "two"))
+    before, _ = find_or_create_run(one)
+    MlflowClient().delete_experiment(before.info.experiment_id)
+    after, created = find_or_create_run(two)
+    assert (created, after.info.experiment_id) == (True, before.info.experiment_id)
+    assert "the experiment binned was deleted in MLflow" in caplog.text
+    MlflowClient().delete_experiment(before.info.experiment_id)
+    again, created = find_or_create_run(one)
+    assert (created, again.info.run_id) == (False, before.info.run_id)
+
+
 def test_mlflow_takes_a_dataset_of_more_files_than_it_can_name(world: World) -> None:
     names = [f"texts/2026/11/article-{number:06}.txt" for number in range(3_000)]
     asked = {"kind": "files", "paths": names, "sha256": []}
