@@ -87,7 +87,8 @@ def _with_moves_by_hand(store: Store, ledger: Ledger) -> State:
     number = aliases_of(ledger.name).get(CHAMPION, "")
     if not number:
         return state
-    if state.champion is not None and number == version_of(store, ledger.name, state.champion):
+    # An MLflow that lost the champion's version came from an older backup: nobody moved its alias.
+    if state.champion is not None and version_of(store, ledger.name, state.champion) in (number, ""):
         return state
     try:
         model = find_artifact(store, f"{ledger.name}/{number}")

@@ -271,19 +271,46 @@ def test_a_rollback_reaches_mlflow_where_the_champion_before_last_has_no_version
     assert aliases_of(NAME) == {"champion": "2"}
 
 
-def test_a_retired_model_that_is_promoted_is_registered_again(shelf: Shelf, undisturbed: Artifact) -> None:
+@pytest.fixture
+def trained(shelf: Shelf, undisturbed: Artifact) -> Artifact:
+    """A model of the shelf's store with a run of its own, that MLflow was not told of yet."""
     shutil.copytree(undisturbed.path.parents[1], shelf.store.root, dirs_exist_ok=True)
     model = shelf.store.resolve(undisturbed.label)
     save_card(run_dir_of(shelf.store, model.fingerprint), model_card(model, NAME))
-    sync_run(shelf.store, run_dir_of(shelf.store, model.fingerprint))
+    return model
+
+
+def test_a_retired_model_that_is_promoted_is_registered_again(shelf: Shelf, trained: Artifact) -> None:
+    run_dir = run_dir_of(shelf.store, trained.fingerprint)
+    sync_run(shelf.store, run_dir)
     shelf.registered(2)
     shelf.client.delete_model_version(NAME, "1")
-    assert sync_run(shelf.store, run_dir_of(shelf.store, model.fingerprint)).what == "current", "it stays retired"
-    promote(shelf.store, model.label, NAME, "it was good after all")
+    assert sync_run(shelf.store, run_dir).what == "current", "it stays retired"
+    promote(shelf.store, trained.label, NAME, "it was good after all")
     assert tell(shelf.store, NAME) == ""
     assert aliases_of(NAME) == {"champion": "3"}
-    assert version_of(shelf.store, NAME, Named.of(model)) == "3"
+    assert version_of(shelf.store, NAME, Named.of(trained)) == "3"
     assert not follow(shelf.store, NAME)[1], "told already"
+
+
+def test_an_mlflow_from_an_older_backup_demotes_nobody(
+    shelf: Shelf, trained: Artifact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    older = shelf.registered(1)
+    shelf.decide(older, "promoted")
+    follow(shelf.store, NAME)
+    shutil.copyfile(tmp_path / "mlflow.db", tmp_path / "backup.db")
+    sync_run(shelf.store, run_dir_of(shelf.store, trained.fingerprint))
+    shelf.decide(trained, "promoted", older)
+    follow(shelf.store, NAME)
+    told = {"champion": "2", "previous": "1"}
+    assert aliases_of(NAME) == told
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'backup.db'}")
+    assert aliases_of(NAME) == {"champion": "1"}
+    state = standing(shelf.store, NAME)
+    assert (state.champion, state.previous) == (Named.of(trained), Named.of(older))
+    assert [entry.action for entry in state.entries] == ["decide", "decide"], "nothing is adopted"
+    assert aliases_of(NAME) == told
 
 
 def test_the_collector_keeps_what_the_ledger_names(shelf: Shelf) -> None:
