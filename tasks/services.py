@@ -26,7 +26,7 @@ from tasks.operations import slots
 from tasks.operations.automations import install
 from tasks.operations.deployments import register
 from tasks.operations.notifying import addresses, tell
-from tasks.operations.processes import ServiceError, ask, port_taken, read, start, stop
+from tasks.operations.processes import ServiceError, demand, port_taken, read, start, stop
 from tasks.operations.schedules import SETTING, switch
 from tasks.operations.servers import (
     HOST,
@@ -65,12 +65,12 @@ def up(folder: Path, say: Say = print) -> None:
         for service in (prefect, mlflow):
             _await(service, say, fresh=service in fresh)
         write_prefect_toml(folder, prefect)
-        restart = moved or not worker.healthy  # else it may be at work on a run, which the repair must not end
+        restart = moved or not worker.works  # else it may be at work on a run, which the repair must not end
         if restart:
             _end(worker)
             # One run at a time. Not by a worker's --limit: in 3.8 that worker dies when a run is started again at once.
             pool = {"name": POOL, "type": "process", "concurrency_limit": 1}
-            ask(f"{prefect.url}/api/work_pools/", pool)  # no 2xx: it is there already
+            demand(f"{prefect.url}/api/work_pools/", pool, none_for=(409,))  # it is there already
             _begin(worker, prefect, mlflow, say)
         env = child_environment(folder, prefect, mlflow)
         register(folder, f"{prefect.url}/api", env, folder / ".run" / "deploy.log", say)

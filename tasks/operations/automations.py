@@ -16,7 +16,7 @@ import json
 from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
-from tasks.operations.processes import ServiceError, ask
+from tasks.operations.processes import ServiceError, ask, demand
 
 TAG, WAITING_TAG = "gptflow", "awaits-people"
 HEARTBEAT_SECONDS = 30  # Prefect takes no less
@@ -150,7 +150,7 @@ def remove(api: str, prefix: str, keep: Collection[str]) -> int:
 
 
 def _there(api: str) -> dict[str, dict[str, Any]]:
-    return {found["name"]: found for found in ask(f"{api}/automations/filter", {"limit": 200}) or []}
+    return {found["name"]: found for found in demand(f"{api}/automations/filter", {"limit": 200})}
 
 
 def _version(wanted: dict[str, Any], mark: str) -> str:

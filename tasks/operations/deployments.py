@@ -10,7 +10,7 @@ from pathlib import Path
 
 import yaml
 
-from tasks.operations.processes import ServiceError, ask
+from tasks.operations.processes import ServiceError, demand
 from tasks.operations.schedules import keep_on, switched_on
 
 
@@ -46,8 +46,8 @@ def register(folder: Path, api: str, env: dict[str, str], log: Path, say: Callab
 
 def _registered(api: str) -> dict[tuple[str, str], str]:
     """What the server has: (entrypoint, deployment name) to the name that `prefect deployment run` wants."""
-    found = ask(f"{api}/deployments/filter", {"limit": 200}) or []
-    flows = {flow["id"]: flow["name"] for flow in ask(f"{api}/flows/filter", {"limit": 200}) or []}
+    found = demand(f"{api}/deployments/filter", {"limit": 200})
+    flows = {flow["id"]: flow["name"] for flow in demand(f"{api}/flows/filter", {"limit": 200})}
     return {(d["entrypoint"], d["name"]): f"{flows.get(d['flow_id'], '?')}/{d['name']}" for d in found}
 
 

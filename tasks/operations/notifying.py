@@ -20,7 +20,7 @@ from urllib.parse import urlsplit
 
 from gptmodel.errors import ConfigError
 from tasks.operations.automations import TAG, WAITING_PAUSE_SECONDS, bring_up_to_date, remove
-from tasks.operations.processes import ServiceError, ask
+from tasks.operations.processes import ServiceError, ask, demand
 from tasks.operations.signals import GATE_FAILED
 
 VARIABLE, FILE = "GPTFLOW_NOTIFY", "notify.txt"
@@ -208,7 +208,7 @@ def _block(api: str, number: int, address: Address) -> str:
         if ask(f"{api}/block_documents/{there['id']}", body, "PATCH") is None:
             raise refused
         return str(there["id"])
-    schemas = ask(f"{api}/block_schemas/filter", {"block_schemas": {"block_type_id": {"any_": [kind["id"]]}}})
+    schemas = demand(f"{api}/block_schemas/filter", {"block_schemas": {"block_type_id": {"any_": [kind["id"]]}}})
     body = {"name": name, "data": address.data, "block_type_id": kind["id"], "block_schema_id": schemas[0]["id"]}
     if not (made := ask(f"{api}/block_documents/", body)):
         raise refused
@@ -228,7 +228,7 @@ def _kind(api: str, slug: str) -> dict[str, Any]:
 
 
 def _blocks(api: str) -> dict[str, dict[str, Any]]:
-    found = ask(f"{api}/block_documents/filter", {"limit": 200}) or []
+    found = demand(f"{api}/block_documents/filter", {"limit": 200})
     return {block["name"]: block for block in found if str(block["name"]).startswith(f"{_BLOCK}-")}
 
 

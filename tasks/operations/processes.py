@@ -17,14 +17,14 @@ import subprocess
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import psutil
 
-from gptmodel.errors import GptflowError
+from gptmodel.errors import GptflowError, first_line
 
 _MARK = "GPTFLOW_SERVICE"
 _PAUSES = (0.2, 1.0, 4.0)  # seconds before asking again after a 503: Prefect says it while its database is locked
@@ -130,10 +130,21 @@ def _terminate(processes: list[psutil.Process], seconds: float) -> list[psutil.P
 
 
 def ask(url: str, body: dict[str, Any] | list[Any] | None = None, method: str = "") -> Any:
-    """GET, or POST (or `method`) of a JSON body, on this machine; the JSON or text that comes back; None if no 2xx.
+    """`demand`, with None for any answer that is none: whether somebody is there and well."""
+    try:
+        return demand(url, body, method)
+    except ServiceError:
+        return None
 
-    A server that has no time (503) is asked again. Sends the password that PREFECT_API_AUTH_STRING (`user:secret`) has
-    for Prefect's server, where it is set.
+
+def demand(
+    url: str, body: dict[str, Any] | list[Any] | None = None, method: str = "", none_for: Collection[int] = ()
+) -> Any:
+    """GET, or POST (or `method`) of a JSON body, on this machine; the JSON or text that comes back.
+
+    ServiceError with the server's own words where it does not answer with 2xx, but None for the codes `none_for`. One
+    that has no time (503) is asked again. Sends the password that PREFECT_API_AUTH_STRING (`user:secret`) has for
+    Prefect's server, where it is set.
     """
     data = None if body is None else json.dumps(body).encode()
     headers = {"Content-Type": "application/json"} if data else {}
@@ -142,12 +153,29 @@ def ask(url: str, body: dict[str, Any] | list[Any] | None = None, method: str = 
     request = urllib.request.Request(url, data, headers, method=method or None)
     try:
         text = _answer(request, _READ_SECONDS if request.get_method() == "GET" else _WRITE_SECONDS)
-    except (OSError, http.client.HTTPException):
-        return None
+    except urllib.error.HTTPError as error:
+        if error.code in none_for:
+            return None
+        raise _failed(request, f"was answered with {error.code} {error.reason} ({_words(error)})") from error
+    except (OSError, http.client.HTTPException) as error:
+        raise _failed(request, f"got no answer ({first_line(error)})") from error
     try:
         return json.loads(text)
     except ValueError:
         return text
+
+
+def _failed(request: urllib.request.Request, how: str) -> ServiceError:
+    what = f"{request.get_method()} {request.full_url} {how}"
+    return ServiceError(f"{what}; is the server busy, or down? run the same command again, or read its log in .run/")
+
+
+def _words(error: urllib.error.HTTPError) -> str:
+    """What the server says of it, on one line."""
+    try:
+        return " ".join(error.read(1000).decode(errors="replace").split())[:200] or "no word"
+    except (OSError, http.client.HTTPException):
+        return "no word"
 
 
 def _answer(request: urllib.request.Request, seconds: float) -> str:

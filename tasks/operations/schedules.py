@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from gptmodel.errors import ConfigError
-from tasks.operations.processes import ServiceError, ask
+from tasks.operations.processes import demand
 
 SETTING = "NIGHTLY"
 DEPLOYMENT = "nightly-retrain"
@@ -44,15 +44,12 @@ def switch(api: str, word: str | None, say: Say) -> None:
 
 
 def _switch(place: str, *, on: bool) -> None:
-    if ask(place, {"active": on}, "PATCH") is None:
-        raise ServiceError(
-            f"the Prefect server did not switch a schedule {'on' if on else 'off'} ({place}); run `make up` again"
-        )
+    demand(place, {"active": on}, "PATCH")
 
 
 def _schedules(api: str) -> Iterator[tuple[Key, str, bool]]:
     """Key, address and state of every schedule."""
-    for deployment in ask(f"{api}/deployments/filter", {"limit": 200}) or []:
+    for deployment in demand(f"{api}/deployments/filter", {"limit": 200}):
         for schedule in deployment["schedules"]:
             key = (deployment["entrypoint"] or "", deployment["name"], _plain(schedule["schedule"]))
             yield key, f"{api}/deployments/{deployment['id']}/schedules/{schedule['id']}", schedule["active"]

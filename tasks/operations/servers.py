@@ -11,7 +11,7 @@ from pathlib import Path
 
 from gptmodel.errors import ConfigError
 from tasks.operations.automations import SETTINGS
-from tasks.operations.processes import Record, ask, read
+from tasks.operations.processes import Record, ServiceError, ask, demand, read
 
 HOST = "127.0.0.1"
 
@@ -60,6 +60,14 @@ class Service:
 
     @property
     def healthy(self) -> bool:
+        try:
+            return self.works
+        except ServiceError:
+            return False
+
+    @property
+    def works(self) -> bool:
+        """`healthy`, but for a worker of whom the server cannot say it: ServiceError."""
         return (record := read(self.file)) is not None and record.leader is not None and self.answers(record)
 
 
@@ -131,7 +139,8 @@ def _says(port: int, path: str, answer: object) -> bool:
 
 def _worker_online(port: int, record: Record) -> bool:
     """Whether a worker of the pool has been heard of since this one started, and not long ago."""
-    workers = ask(f"http://{HOST}:{port}/api/work_pools/{POOL}/workers/filter", {}) or []
+    asked = f"http://{HOST}:{port}/api/work_pools/{POOL}/workers/filter"
+    workers = demand(asked, {}, none_for=(404,)) or []  # 404: the pool is not made yet
     heard = [w["last_heartbeat_time"] for w in workers if w["status"] == "ONLINE" and w["last_heartbeat_time"]]
     return any(datetime.fromisoformat(time).timestamp() >= record.created for time in heard)
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from gptmodel.config import TrainConfig
-from tasks.operations.processes import ServiceError, ask
+from tasks.operations.processes import ServiceError, ask, demand
 
 GPU_LIMIT = "gptflow-gpu"
 _LEASE_SECONDS = 300.0  # a process that dies gives its slots back after this
@@ -51,7 +51,7 @@ def gpus_here() -> int:
 
 def install(api: str, gpus: int, say: Callable[[str], None]) -> None:
     """Make the limit known to a server, with a slot for each GPU. One that is there stays as it is."""
-    if not gpus or ask(f"{api}/v2/concurrency_limits/{GPU_LIMIT}") is not None:
+    if not gpus or demand(f"{api}/v2/concurrency_limits/{GPU_LIMIT}", none_for=(404,)) is not None:
         return
     if ask(f"{api}/v2/concurrency_limits/", {"name": GPU_LIMIT, "limit": gpus, "active": True}) is None:
         raise ServiceError(f"the Prefect server refused the concurrency limit {GPU_LIMIT}; read .run/prefect.log")

@@ -1,0 +1,149 @@
+"""What `make up` makes of a Prefect server that is busy, refuses, or has other things than it left there.
+
+The server is a stub on loopback that answers as Prefect's does; `prefect deploy` is a stub that speaks with it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tasks.operations import automations, deployments, notifying, processes, schedules, slots
+from tasks.operations.processes import ServiceError, demand, read, start, stop
+from tasks.operations.servers import services_of
+
+BUSY = (503, {"exception_message": "Service Unavailable"})
+
+
+class Server:
+    """Answers what it was told for a method and path, each in its turn and the last of them for ever; else 404."""
+
+    def __init__(self) -> None:
+        self.answers: dict[str, list[tuple[int, Any]]] = {}
+        self.heard: list[tuple[str, Any]] = []
+        outer = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def answer(self) -> None:
+                body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+                asked = f"{self.command} {self.path.removeprefix('/api')}"
+                outer.heard.append((asked, json.loads(body or b"null")))
+                left = outer.answers.get(asked, [(404, {"detail": "Not Found"})])
+                code, said = left.pop(0) if len(left) > 1 else left[0]
+                self.send_response(code)
+                self.end_headers()
+                if code != 204:
+                    self.wfile.write(json.dumps(said).encode())
+
+            def log_message(self, *_: object) -> None:
+                pass
+
+        for method in ("GET", "POST", "PATCH", "PUT", "DELETE"):
+            setattr(Handler, f"do_{method}", Handler.answer)
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.port = int(self._server.server_address[1])
+        self.api = f"http://127.0.0.1:{self.port}/api"
+        threading.Thread(target=self._server.serve_forever, daemon=True).start()
+
+    def says(self, asked: str, *answers: tuple[int, Any]) -> None:
+        self.answers[asked] = list(answers)
+
+    def told(self, asked: str) -> list[Any]:
+        """Bodies that came with it."""
+        return [body for what, body in self.heard if what == asked]
+
+    def close(self) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
+    monkeypatch.setattr(processes, "_PAUSES", ())  # it stays busy for longer than is asked
+    server = Server()
+    yield server
+    server.close()
+
+
+def test_an_answer_that_is_none_is_told_in_the_servers_own_words(server: Server) -> None:
+    server.says("POST /it", (422, {"detail": "no such filter"}))
+    with pytest.raises(ServiceError) as error:
+        demand(f"{server.api}/it", {})
+    said = str(error.value)
+    assert all(part in said for part in (f"POST {server.api}/it", "422", "no such filter", ".run/"))
+    assert len(said.splitlines()) == 1
+    assert demand(f"{server.api}/it", {}, none_for=(422,)) is None
+    server.close()
+    with pytest.raises(ServiceError, match=rf"{server.port}/api/it got no answer \(.*refused"):
+        demand(f"{server.api}/it")
+
+
+def test_a_busy_server_is_not_one_without_automations(server: Server) -> None:
+    server.says("POST /automations/filter", BUSY)
+    server.says("POST /automations/", (201, {"id": "1"}))
+    with pytest.raises(ServiceError, match="503"):
+        automations.install(server.api, print)
+    assert not server.told("POST /automations/"), "names are not unique: they would stand there twice"
+    with pytest.raises(ServiceError, match="503"):
+        automations.remove(server.api, "gptflow", keep=())
+
+
+def test_a_busy_server_is_not_one_without_blocks(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv(notifying.VARIABLE, raising=False)
+    server.says("POST /automations/filter", (200, []))
+    server.says("POST /block_documents/filter", BUSY)
+    with pytest.raises(ServiceError, match="503"):
+        notifying.tell(tmp_path, server.api, print)
+
+
+def test_a_busy_server_is_not_one_without_deployments_or_schedules(server: Server, tmp_path: Path) -> None:
+    (tmp_path / "prefect.yaml").write_text("deployments: []\n")
+    server.says("POST /deployments/filter", BUSY)
+    with pytest.raises(ServiceError, match="503"):
+        deployments.register(tmp_path, server.api, dict(os.environ), tmp_path / "log", print)
+    with pytest.raises(ServiceError, match="503"):
+        schedules.switch(server.api, "on", print)
+
+
+def test_a_busy_server_is_not_one_without_the_limit_of_gpus(server: Server) -> None:
+    where = f"/v2/concurrency_limits/{slots.GPU_LIMIT}"
+    server.says(f"GET {where}", BUSY)
+    with pytest.raises(ServiceError, match="503"):
+        slots.install(server.api, 1, print)
+    server.says(f"GET {where}", (404, {}))
+    server.says("POST /v2/concurrency_limits/", (201, {}))
+    slots.install(server.api, 1, print)
+    assert server.told("POST /v2/concurrency_limits/") == [{"name": slots.GPU_LIMIT, "limit": 1, "active": True}]
+
+
+def test_a_busy_server_does_not_make_its_worker_a_dead_one(server: Server, tmp_path: Path) -> None:
+    """`make up` ends a dead worker's runs; for `make status` one of which nothing is heard is just not well."""
+    (tmp_path / ".run").mkdir()
+    worker = services_of(tmp_path, str(server.port))[2]
+    command = [sys.executable, "-c", "import time; time.sleep(600)"]
+    start(command, tmp_path, dict(os.environ), worker.log, worker.file, server.port)
+    try:
+        server.says("POST /work_pools/local/workers/filter", BUSY)
+        with pytest.raises(ServiceError, match="503"):
+            _ = worker.works
+        assert not worker.healthy
+        server.says("POST /work_pools/local/workers/filter", (200, []))
+        assert not worker.works
+        late = [{"status": "ONLINE", "last_heartbeat_time": "2100-01-01T00:00:00Z"}]
+        server.says("POST /work_pools/local/workers/filter", (200, late))
+        assert worker.works
+        assert worker.healthy
+    finally:
+        record = read(worker.file)
+        assert record is not None
+        stop(record)
