@@ -22,15 +22,13 @@ from pathlib import Path
 
 from gptmodel.errors import ConfigError, GptflowError
 from gptmodel.store.locks import exclusive
-from tasks.operations import slots
-from tasks.operations.automations import install
+from tasks.operations import automations, pool, slots
 from tasks.operations.deployments import register
 from tasks.operations.notifying import addresses, tell
-from tasks.operations.processes import ServiceError, demand, port_taken, read, start, stop
+from tasks.operations.processes import ServiceError, port_taken, read, start, stop
 from tasks.operations.schedules import SETTING, switch
 from tasks.operations.servers import (
     HOST,
-    POOL,
     Service,
     child_environment,
     forget_server,
@@ -65,19 +63,19 @@ def up(folder: Path, say: Say = print) -> None:
         for service in (prefect, mlflow):
             _await(service, say, fresh=service in fresh)
         write_prefect_toml(folder, prefect)
+        api = f"{prefect.url}/api"
+        automations.install(api, say)  # they are to see which runs are marked
         restart = moved or not worker.works  # else it may be at work on a run, which the repair must not end
         if restart:
             _end(worker)
-            # One run at a time. Not by a worker's --limit: in 3.8 that worker dies when a run is started again at once.
-            pool = {"name": POOL, "type": "process", "concurrency_limit": 1}
-            demand(f"{prefect.url}/api/work_pools/", pool, none_for=(409,))  # it is there already
+            pool.install(api)
+            pool.end_lost_runs(api, say)
             _begin(worker, prefect, mlflow, say)
         env = child_environment(folder, prefect, mlflow)
-        register(folder, f"{prefect.url}/api", env, folder / ".run" / "deploy.log", say)
-        switch(f"{prefect.url}/api", os.environ.get(SETTING), say)
-        install(f"{prefect.url}/api", say)
-        tell(folder, f"{prefect.url}/api", say)
-        slots.install(f"{prefect.url}/api", slots.gpus_here(), say)
+        register(folder, api, env, folder / ".run" / "deploy.log", say)
+        switch(api, os.environ.get(SETTING), say)
+        tell(folder, api, say)
+        slots.install(api, slots.gpus_here(), say)
         _await(worker, say, fresh=restart)
     say(f"\nPrefect  {prefect.url}\nMLflow   {mlflow.url}\n")
     say("Run the pipeline:  .venv/bin/prefect deployment run 'pipeline/quickstart' --watch")

@@ -6,7 +6,8 @@ deployment with the tag `gptflow` is scheduled again, under the same id; its ste
 on from its checkpoint. A run that failed, or that was cancelled, is left alone. One that waits for people starts anew
 at each look, so for it the number of starts says nothing, and it is started again however many there were.
 
-A run that dies before it has begun (still Pending) sends no heartbeat and is not found by this.
+A run that dies before it has begun (still Pending) sends no heartbeat and is not found by this, nor is one that died
+with the server, if that stays away for minutes: `tasks.operations.pool` ends these.
 """
 
 from __future__ import annotations

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from tasks.operations import automations, deployments, notifying, processes, schedules, slots
+from tasks.operations import automations, deployments, notifying, pool, processes, schedules, slots
 from tasks.operations.processes import ServiceError, demand, read, start, stop
 from tasks.operations.servers import services_of
 
@@ -147,3 +147,36 @@ def test_a_busy_server_does_not_make_its_worker_a_dead_one(server: Server, tmp_p
         record = read(worker.file)
         assert record is not None
         stop(record)
+
+
+def run(number: int, state: str) -> dict[str, Any]:
+    return {"id": f"r{number}", "name": f"run-{number}", "state_type": state}
+
+
+def test_runs_that_lost_their_process_are_ended_and_one_that_lives_is_left(server: Server, tmp_path: Path) -> None:
+    said: list[str] = []
+    states = ("RUNNING", "PENDING", "CANCELLING", "RUNNING")
+    server.says("POST /flow_runs/filter", (200, [run(number, state) for number, state in enumerate(states)]))
+    for number in range(4):
+        server.says(f"POST /flow_runs/r{number}/set_state", (201, {"status": "ACCEPT"}))
+    env = {**os.environ, "PREFECT_API_URL": server.api, "PREFECT__FLOW_RUN_ID": "r3"}
+    record = tmp_path / "flow.json"
+    start([sys.executable, "-c", "import time; time.sleep(600)"], tmp_path, env, tmp_path / "log", record, 0)
+    try:
+        pool.end_lost_runs(server.api, said.append)
+    finally:
+        living = read(record)
+        assert living is not None
+        stop(living)
+    (asked,) = server.told("POST /flow_runs/filter")
+    assert asked["work_pools"] == {"name": {"any_": ["local"]}}
+    became = [[b["state"]["type"] for b in server.told(f"POST /flow_runs/r{number}/set_state")] for number in range(4)]
+    assert became == [["CRASHED"], ["CRASHED"], ["CANCELLED"], []]
+    assert [line.split()[2] for line in said] == ["run-0:", "run-1:", "run-2:"]
+
+
+def test_a_pool_that_is_there_stays_and_one_that_is_refused_is_told(server: Server) -> None:
+    server.says("POST /work_pools/", (409, {"detail": "already exists"}), BUSY)
+    pool.install(server.api)
+    with pytest.raises(ServiceError, match="503"):
+        pool.install(server.api)

@@ -8,20 +8,23 @@ from __future__ import annotations
 import json
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import closing
 from datetime import datetime
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
 import psutil
 import pytest
 import yaml
 
 from gptmodel.training.metrics_log import read_lines
-from tasks.operations import automations
+from tasks.operations import automations, pool
 from tasks.operations.automations import HEARTBEAT_SECONDS, RESTARTS, install
 from tasks.operations.processes import ask
 from tests.project import REPOSITORY, Project, opened, until
@@ -90,6 +93,24 @@ def test_a_restart_of_the_server_during_a_run_does_no_harm(project: Project) -> 
     assert "Prefect worker  running already" in project.up()
     (project.folder / "after restart").touch()
     until(lambda: project.of(run) == ("Completed", 1), "the run to end")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_a_run_that_was_lost_with_its_machine_goes_on_after_make_up(project: Project) -> None:
+    before = len(project.attempts())
+    run = project.start("patient/once", enough="after the cut")
+    pid = project.next_attempt(before + 1)
+    for service in ("worker", "prefect", "mlflow"):
+        project.kill(service)
+    os.kill(pid, signal.SIGKILL)
+    with closing(sqlite3.connect(project.folder / ".prefect" / "prefect.db")) as database, database:
+        # A state that is no older than 5 minutes has a new server wait 15 for the event of the old one before it.
+        database.execute("UPDATE flow_run_state SET timestamp = strftime('%Y-%m-%d %H:%M:%f', timestamp, '-1 hour')")
+    assert "its process is gone; marked Crashed" in project.up()
+    (project.folder / "after the cut").touch()
+    until(lambda: project.of(run) == ("Completed", 2), "the run to go on")
+    assert "its process is gone" not in project.up()
 
 
 @pytest.mark.slow
@@ -263,3 +284,37 @@ def test_automations_are_installed_once_and_what_a_person_changed_stands(
     ]
     for found in there():
         ask(f"{api}/automations/{found['id']}", method="DELETE")
+
+
+def test_a_run_that_was_lost_with_its_machine_makes_room_for_the_next(workplace: Path) -> None:
+    """The pool has one place, and a run that no process carries out any more would hold it for good."""
+    from prefect import flow
+    from prefect.client.orchestration import get_client
+    from prefect.client.schemas.actions import WorkPoolCreate
+    from prefect.settings import PREFECT_API_URL
+    from prefect.states import Cancelling, Pending, Running
+
+    api = str(PREFECT_API_URL.value())
+
+    @flow
+    def night() -> None: ...
+
+    with get_client(sync_client=True) as client:
+        pool.install(api)
+        client.create_work_pool(WorkPoolCreate(name="elsewhere", type="process"))
+        of = client.create_flow(night)
+        ours = client.create_deployment(of, "ours", work_pool_name="local")
+        theirs = client.create_deployment(of, "theirs", work_pool_name="elsewhere")
+        lost, begun, unwanted, next_night = [client.create_flow_run_from_deployment(ours).id for _ in range(4)]
+        other = client.create_flow_run_from_deployment(theirs).id
+        for run, state in ((lost, Running()), (begun, Pending()), (unwanted, Cancelling()), (other, Running())):
+            client.set_flow_run_state(run, state, force=True)
+
+        def due() -> list[UUID]:
+            return [found.flow_run.id for found in client.get_scheduled_flow_runs_for_work_pool("local")]
+
+        assert due() == [], "else nothing would have to be ended"
+        pool.end_lost_runs(api, lambda _: None)
+        states = [client.read_flow_run(run).state for run in (lost, begun, unwanted, other)]
+        assert [state.name for state in states if state] == ["Crashed", "Crashed", "Cancelled", "Running"]
+        assert due() == [next_night]
