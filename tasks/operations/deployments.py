@@ -11,7 +11,7 @@ from pathlib import Path
 import yaml
 
 from tasks.operations.processes import ServiceError, demand
-from tasks.operations.schedules import keep_on, switched_on
+from tasks.operations.schedules import kept_on
 
 
 def register(folder: Path, api: str, env: dict[str, str], log: Path, say: Callable[[str], None]) -> None:
@@ -25,7 +25,16 @@ def register(folder: Path, api: str, env: dict[str, str], log: Path, say: Callab
     if wanted <= _registered(api).keys() and stamp.is_file() and stamp.read_text() == state:
         _name(api, wanted, say, "registered already")
         return
-    on = switched_on(api)
+    with kept_on(api, folder / ".prefect" / "schedules.json", say):
+        status = _deploy(folder, env, log)
+    if status != 0 or not wanted <= _registered(api).keys():
+        raise ServiceError(f"`prefect deploy --all` failed; read {log.relative_to(folder)}")
+    stamp.write_text(state)
+    _name(api, wanted, say, "registered")
+
+
+def _deploy(folder: Path, env: dict[str, str], log: Path) -> int:
+    """Its exit code."""
     command = (sys.executable, "-m", "prefect", "--no-prompt", "deploy", "--all")
     with log.open("wb") as output:
         done = subprocess.run(
@@ -37,11 +46,7 @@ def register(folder: Path, api: str, env: dict[str, str], log: Path, say: Callab
             stderr=subprocess.STDOUT,
             check=False,
         )
-    if done.returncode != 0 or not wanted <= _registered(api).keys():
-        raise ServiceError(f"`prefect deploy --all` failed; read {log.relative_to(folder)}")
-    keep_on(api, on, say)
-    stamp.write_text(state)
-    _name(api, wanted, say, "registered")
+    return done.returncode
 
 
 def _registered(api: str) -> dict[tuple[str, str], str]:

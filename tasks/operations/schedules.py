@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from gptmodel.errors import ConfigError
@@ -11,20 +14,53 @@ from tasks.operations.processes import demand
 SETTING = "NIGHTLY"
 DEPLOYMENT = "nightly-retrain"
 Say = Callable[[str], None]
-Key = tuple[str, str, str]
+Key = tuple[str, str]  # entrypoint, deployment
+States = dict[Key, dict[str, bool]]  # of each schedule of a deployment, by its time: whether it is on
 
 
-def switched_on(api: str) -> set[Key]:
-    """(entrypoint, deployment, schedule) of each schedule that is active on the server."""
-    return {key for key, _, active in _schedules(api) if active}
+def states(api: str) -> States:
+    """Of all schedules that the server has."""
+    found: States = {}
+    for key, when, _, active in _schedules(api):
+        of = found.setdefault(key, {})
+        of[when] = active or of.get(when, False)
+    return found
 
 
-def keep_on(api: str, before: set[Key], say: Say) -> None:
-    """Switch on again what was on `before`: a deployment that is renewed has its schedule as prefect.yaml says."""
-    for key, place, active in list(_schedules(api)):
-        if key in before and not active:
+@contextmanager
+def kept_on(api: str, note: Path, say: Say) -> Iterator[None]:
+    """What was on before the body renewed deployments is on after it, also where the body fails midway.
+
+    What was on stands in `note` until then, so that the next time finishes what was cut off.
+    """
+    before = states(api) | _noted(note)
+    note.write_text(json.dumps([[*key, of] for key, of in before.items()]))
+    try:
+        yield
+    finally:
+        keep_on(api, before, say)
+        note.unlink()
+
+
+def keep_on(api: str, before: States, say: Say) -> None:
+    """Switch on again what was on `before`: a deployment that is renewed has its schedules as prefect.yaml says.
+
+    One with a new time takes the place of one that was on and is gone.
+    """
+    now = states(api)
+    for key, when, place, active in list(_schedules(api)):
+        was = before.get(key, {})
+        moved = any(on for time, on in was.items() if time not in now[key])
+        if was.get(when, moved) and not active:
             _switch(place, on=True)
-            say(f"{'Schedule':<15} {key[1]}: on, as it was")
+            say(f"{'Schedule':<15} {key[1]}: on, as it was ({when})")
+
+
+def _noted(note: Path) -> States:
+    try:
+        return {(entrypoint, name): of for entrypoint, name, of in json.loads(note.read_text())}
+    except (OSError, ValueError, TypeError):
+        return {}
 
 
 def switch(api: str, word: str | None, say: Say) -> None:
@@ -36,7 +72,7 @@ def switch(api: str, word: str | None, say: Say) -> None:
         return
     if (said := word.strip().lower()) not in ("on", "off"):
         raise ConfigError(f"{SETTING} is {word!r}; say on or off, or leave it out to leave the schedule as it is")
-    for key, place, active in list(_schedules(api)):
+    for key, _, place, active in list(_schedules(api)):
         if key[1] == DEPLOYMENT:
             if active != (said == "on"):
                 _switch(place, on=said == "on")
@@ -47,12 +83,13 @@ def _switch(place: str, *, on: bool) -> None:
     demand(place, {"active": on}, "PATCH")
 
 
-def _schedules(api: str) -> Iterator[tuple[Key, str, bool]]:
-    """Key, address and state of every schedule."""
+def _schedules(api: str) -> Iterator[tuple[Key, str, str, bool]]:
+    """Deployment, time, address and state of every schedule."""
     for deployment in demand(f"{api}/deployments/filter", {"limit": 200}):
         for schedule in deployment["schedules"]:
-            key = (deployment["entrypoint"] or "", deployment["name"], _plain(schedule["schedule"]))
-            yield key, f"{api}/deployments/{deployment['id']}/schedules/{schedule['id']}", schedule["active"]
+            key = (deployment["entrypoint"] or "", deployment["name"])
+            place = f"{api}/deployments/{deployment['id']}/schedules/{schedule['id']}"
+            yield key, _plain(schedule["schedule"]), place, schedule["active"]
 
 
 def _plain(schedule: dict[str, Any]) -> str:

@@ -180,3 +180,91 @@ def test_a_pool_that_is_there_stays_and_one_that_is_refused_is_told(server: Serv
     pool.install(server.api)
     with pytest.raises(ServiceError, match="503"):
         pool.install(server.api)
+
+
+NIGHTLY = ("flows.pipeline.pipeline", "nightly-retrain")
+# What `prefect deploy --all` does to schedules: they are made anew, as prefect.yaml says, and then it fails or not.
+DEPLOY = """
+import os, pathlib, sys
+pathlib.Path("deployed").touch()
+sys.exit(int(os.environ["DEPLOY_ENDS_WITH"]))
+"""
+
+
+def deployed(*crons: tuple[str, bool]) -> tuple[int, Any]:
+    """The server's answer: the nightly deployment with these schedules, each on or off."""
+    each = [{"id": cron.replace(" ", "_"), "active": on, "schedule": {"cron": cron}} for cron, on in crons]
+    return 200, [{"id": "d", "flow_id": "f", "entrypoint": NIGHTLY[0], "name": NIGHTLY[1], "schedules": each}]
+
+
+def registers(server: Server, folder: Path, *, ends_with: int = 0) -> None:
+    (folder / "prefect").mkdir(exist_ok=True)
+    (folder / "prefect" / "__init__.py").touch()  # `-m prefect` looks in the folder first
+    (folder / "prefect" / "__main__.py").write_text(DEPLOY)
+    (folder / ".prefect").mkdir(exist_ok=True)
+    (folder / "prefect.yaml").write_text(f"deployments:\n- {{entrypoint: {NIGHTLY[0]}, name: {NIGHTLY[1]}}}\n")
+    server.says("POST /flows/filter", (200, [{"id": "f", "name": "pipeline"}]))
+    env = {**os.environ, "DEPLOY_ENDS_WITH": str(ends_with)}
+    deployments.register(folder, server.api, env, folder / "deploy.log", print)
+
+
+def switched_on(server: Server) -> list[str]:
+    """Schedules that were switched on."""
+    asked = [what for what, body in server.heard if what.startswith("PATCH") and body == {"active": True}]
+    return [what.rpartition("/")[2].replace("_", " ") for what in asked]
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "wanted"),
+    [
+        ({"0 2 * * *": True}, ["0 2 * * *"], ["0 2 * * *"]),
+        ({"0 2 * * *": False}, ["0 2 * * *"], []),
+        ({"30 3 * * *": True}, ["0 2 * * *"], ["0 2 * * *"]),  # edited in the file, or on Prefect's page
+        ({"30 3 * * *": False}, ["0 2 * * *"], []),
+        ({"0 2 * * *": True, "0 14 * * *": False}, ["0 2 * * *", "0 14 * * *"], ["0 2 * * *"]),
+        ({"0 2 * * *": True, "0 14 * * *": False}, ["0 3 * * *", "0 14 * * *"], ["0 3 * * *"]),
+        ({"0 2 * * *": True, "0 14 * * *": False}, ["0 2 * * *", "0 15 * * *"], ["0 2 * * *"]),
+    ],
+)
+def test_a_schedule_that_was_on_is_on_after_its_deployment_is_renewed(
+    server: Server, tmp_path: Path, before: dict[str, bool], after: list[str], wanted: list[str]
+) -> None:
+    anew = deployed(*((cron, False) for cron in after))
+    server.says("POST /deployments/filter", deployed(*before.items()), deployed(*before.items()), anew)
+    for cron in after:
+        server.says(f"PATCH /deployments/d/schedules/{cron.replace(' ', '_')}", (204, None))
+    registers(server, tmp_path)
+    assert switched_on(server) == wanted
+
+
+def test_a_schedule_is_on_again_where_the_deploy_failed_midway(server: Server, tmp_path: Path) -> None:
+    on, off = deployed(("0 2 * * *", True)), deployed(("0 2 * * *", False))
+    server.says("POST /deployments/filter", on, on, off)
+    server.says("PATCH /deployments/d/schedules/0_2_*_*_*", (204, None))
+    with pytest.raises(ServiceError, match="deploy --all"):
+        registers(server, tmp_path, ends_with=1)
+    assert switched_on(server) == ["0 2 * * *"]
+
+
+def test_a_schedule_that_could_not_be_switched_on_again_is_by_the_next_make_up(server: Server, tmp_path: Path) -> None:
+    on, off = deployed(("0 2 * * *", True)), deployed(("0 2 * * *", False))
+    server.says("POST /deployments/filter", on, on, BUSY)
+    with pytest.raises(ServiceError, match="503"):
+        registers(server, tmp_path)
+    assert (tmp_path / "deployed").exists()
+    assert switched_on(server) == []
+    server.says("POST /deployments/filter", off)
+    server.says("PATCH /deployments/d/schedules/0_2_*_*_*", (204, None))
+    registers(server, tmp_path)
+    assert switched_on(server) == ["0 2 * * *"]
+    server.says("POST /deployments/filter", off)  # a person switches it off
+    (tmp_path / ".prefect" / "deployed").unlink()
+    registers(server, tmp_path)
+    assert switched_on(server) == ["0 2 * * *"], "which stands"
+
+
+def test_nothing_is_renewed_where_the_server_cannot_say_what_is_on(server: Server, tmp_path: Path) -> None:
+    server.says("POST /deployments/filter", deployed(("0 2 * * *", True)), BUSY)
+    with pytest.raises(ServiceError, match="503"):
+        registers(server, tmp_path)
+    assert not (tmp_path / "deployed").exists()

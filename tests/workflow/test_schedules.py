@@ -18,7 +18,7 @@ from gptmodel.config import TrainConfig
 from gptmodel.errors import ConfigError
 from tasks.operations import slots
 from tasks.operations.processes import ask
-from tasks.operations.schedules import DEPLOYMENT, keep_on, switch, switched_on
+from tasks.operations.schedules import DEPLOYMENT, keep_on, states, switch
 
 
 @pytest.fixture
@@ -47,7 +47,7 @@ def deploy(client: SyncPrefectClient, name: str = DEPLOYMENT) -> UUID:
 
 
 def nightly(api: str) -> bool:
-    return any(name == DEPLOYMENT for _, name, _ in switched_on(api))
+    return any(on for (_, name), of in states(api).items() if name == DEPLOYMENT for on in of.values())
 
 
 def test_the_nightly_schedule_is_switched_by_a_word_and_stays_on(client: SyncPrefectClient, api: str) -> None:
@@ -57,7 +57,7 @@ def test_the_nightly_schedule_is_switched_by_a_word_and_stays_on(client: SyncPre
     assert not nightly(api), "shipped off"
     switch(api, "on", said.append)
     assert nightly(api)
-    before = switched_on(api)
+    before = states(api)
     deploy(client)  # what `make up` does after an update
     assert not nightly(api), "else `keep_on` would not be needed"
     keep_on(api, before, said.append)
