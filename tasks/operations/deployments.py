@@ -62,7 +62,8 @@ def _name(api: str, wanted: set[tuple[str, str]], say: Callable[[str], None], ho
 
 
 def _code_digest(folder: Path) -> str:
-    """Of what deployments are made of: prefect.yaml, and the code whose signatures become their forms."""
-    code = (file for room in ("flows", "tasks", "gptmodel") for file in folder.glob(f"{room}/*.py"))
+    """Of what deployments are made of: prefect.yaml, the code whose types become their forms, and where it lies."""
+    code = (file for room in ("flows", "tasks", "gptmodel") for file in folder.glob(f"{room}/**/*.py"))
     files = [folder / "prefect.yaml", *sorted(code)]
-    return hashlib.sha256(b"".join(hashlib.sha256(file.read_bytes()).digest() for file in files)).hexdigest()
+    parts = [str(folder.resolve()).encode(), *(hashlib.sha256(file.read_bytes()).digest() for file in files)]
+    return hashlib.sha256(b"".join(parts)).hexdigest()

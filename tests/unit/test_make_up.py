@@ -268,3 +268,24 @@ def test_nothing_is_renewed_where_the_server_cannot_say_what_is_on(server: Serve
     with pytest.raises(ServiceError, match="503"):
         registers(server, tmp_path)
     assert not (tmp_path / "deployed").exists()
+
+
+def test_deployments_are_renewed_where_what_they_are_made_of_changed(server: Server, tmp_path: Path) -> None:
+    server.says("POST /deployments/filter", deployed())
+    folder = tmp_path / "here"
+    (folder / "gptmodel" / "config").mkdir(parents=True)
+    form = folder / "gptmodel" / "config" / "training.py"
+    form.write_text("max_steps: int = 1\n")
+
+    def deployed_in(place: Path) -> bool:
+        (place / "deployed").unlink(missing_ok=True)
+        registers(server, place)
+        return (place / "deployed").exists()
+
+    assert deployed_in(folder)
+    assert not deployed_in(folder), "nothing has changed"
+    form.write_text("max_steps: int = 1\nmin_steps: int = 1\n")
+    assert deployed_in(folder), "the form has a new field"
+    moved = folder.rename(tmp_path / "there")
+    assert deployed_in(moved), "the server has the folder's path"
+    assert not deployed_in(moved)
