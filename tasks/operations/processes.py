@@ -1,7 +1,7 @@
 """Processes that outlive the command that started them, and that another command finds again and stops.
 
-A process is known by its pid and its start time, since the pid alone may by now be somebody else's, and its kin by a
-mark in the environment that they inherit: so nothing is stopped that was not started here, and nothing is left over.
+A process is known by its pid and a mark in its environment, since the pid alone may by now be somebody else's, and its
+kin by the same mark, which they inherit: so nothing is stopped that was not started here, and nothing is left over.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from gptmodel.errors import GptflowError, first_line
 _MARK = "GPTFLOW_SERVICE"
 _PAUSES = (0.2, 1.0, 4.0)  # seconds before asking again after a 503: Prefect says it while its database is locked
 _READ_SECONDS, _WRITE_SECONDS = 10.0, 30.0  # to wait for an answer: a write waits for the lock first
-_CLOCK_SECONDS = 2.0  # start times are derived from the wall clock, which may have been set right since
+_CLOCK_SECONDS = 2.0  # start times are reckoned from the wall clock, and move with it
 _direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # a proxy is no way to this machine
 
 
@@ -43,7 +43,7 @@ class Record:
 
     pid: int
     created: float
-    """Start time, seconds since 1970."""
+    """Start time, seconds since 1970, by the clock of then."""
     port: int
     mark: str
 
@@ -52,10 +52,17 @@ class Record:
         """The process itself, if it still runs and is the one that was started."""
         try:
             process = psutil.Process(self.pid)
-            alive = abs(process.create_time() - self.created) < _CLOCK_SECONDS
-            return process if alive and process.status() != psutil.STATUS_ZOMBIE else None
+            return process if process.status() != psutil.STATUS_ZOMBIE and self._is(process) else None
         except psutil.NoSuchProcess:
             return None
+
+    def _is(self, process: psutil.Process) -> bool:
+        try:
+            env = process.environ()
+        except (psutil.AccessDenied, OSError):
+            env = {}
+        # The start time only where there is nothing to read: after the clock was set right it would be another's.
+        return env.get(_MARK) == self.mark if env else abs(process.create_time() - self.created) < _CLOCK_SECONDS
 
     def kin(self) -> list[psutil.Process]:
         """Living processes that it started, in any session of their own; without itself."""

@@ -142,7 +142,9 @@ def _worker_online(port: int, record: Record) -> bool:
     asked = f"http://{HOST}:{port}/api/work_pools/{POOL}/workers/filter"
     workers = demand(asked, {}, none_for=(404,)) or []  # 404: the pool is not made yet
     heard = [w["last_heartbeat_time"] for w in workers if w["status"] == "ONLINE" and w["last_heartbeat_time"]]
-    return any(datetime.fromisoformat(time).timestamp() >= record.created for time in heard)
+    leader = record.leader
+    began = leader.create_time() if leader else record.created  # by the clock of now, as the server's times
+    return any(datetime.fromisoformat(time).timestamp() >= began for time in heard)
 
 
 def child_environment(folder: Path, prefect: Service, mlflow: Service) -> dict[str, str]:

@@ -10,6 +10,8 @@ import os
 import sys
 import threading
 from collections.abc import Iterator
+from dataclasses import asdict, replace
+from datetime import UTC, datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -143,6 +145,12 @@ def test_a_busy_server_does_not_make_its_worker_a_dead_one(server: Server, tmp_p
         server.says("POST /work_pools/local/workers/filter", (200, late))
         assert worker.works
         assert worker.healthy
+        before = read(worker.file)
+        assert before is not None
+        worker.file.write_text(json.dumps(asdict(replace(before, created=before.created + 3600))))
+        now = {"status": "ONLINE", "last_heartbeat_time": datetime.now(UTC).isoformat()}
+        server.says("POST /work_pools/local/workers/filter", (200, [now]))
+        assert worker.works, "the clock was set back by an hour since"
     finally:
         record = read(worker.file)
         assert record is not None

@@ -77,6 +77,25 @@ def test_a_recycled_pid_is_left_alone(family: tuple[Record, int]) -> None:
     assert record.leader is not None
 
 
+def test_a_clock_that_was_set_right_since_hides_nothing(family: tuple[Record, int]) -> None:
+    """Start times move with the clock, since they are reckoned from the time of boot."""
+    record = replace(family[0], created=family[0].created - 5)
+    assert record.leader is not None
+    assert stop(record) == 2
+    assert family[0].leader is None
+
+
+def test_one_whose_environment_cannot_be_read_is_known_by_its_start(tmp_path: Path) -> None:
+    process = psutil.Popen([sys.executable, "-c", "import time; time.sleep(600)"], env={})
+    try:
+        record = Record(process.pid, process.create_time(), 0, "mark")
+        assert record.leader is not None
+        assert replace(record, created=record.created - 100).leader is None
+    finally:
+        process.kill()
+        process.wait()
+
+
 def test_one_that_ignores_sigterm_is_killed(tmp_path: Path) -> None:
     record = begin(tmp_path, DEAF)
     assert stop(record, seconds=0.2) == 1
