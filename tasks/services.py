@@ -54,9 +54,9 @@ def up(folder: Path, say: Say = print) -> None:
     with _alone(folder):
         prefect, mlflow, worker = services_of(folder, os.environ.get("PREFECT_PORT"), os.environ.get("MLFLOW_PORT"))
         fresh = [service for service in (prefect, mlflow) if not service.healthy]
-        moved = (before := read(mlflow.file)) is not None and before.port != mlflow.port
+        moved = (before := mlflow.record) is not None and before.port != mlflow.port
         for service in fresh:
-            _end(service)  # what a half-dead one left
+            _end(service, say)  # what a half-dead one left
             _refuse_taken_port(service)
         for service in fresh:
             _begin(service, prefect, mlflow, say)
@@ -67,7 +67,7 @@ def up(folder: Path, say: Say = print) -> None:
         automations.install(api, say)  # they are to see which runs are marked
         restart = moved or not worker.works  # else it may be at work on a run, which the repair must not end
         if restart:
-            _end(worker)
+            _end(worker, say)
             pool.install(api)
             pool.end_lost_runs(api, say)
             _begin(worker, prefect, mlflow, say)
@@ -88,7 +88,7 @@ def down(folder: Path, say: Say = print) -> None:
     if (folder / ".run").is_dir():
         with _alone(folder):
             for service in reversed(services_of(folder)):
-                if _end(service):
+                if _end(service, say):
                     stopped = True
                     say(f"{service.title:<15} stopped")
             forget_server(folder)
@@ -134,9 +134,12 @@ def _await(service: Service, say: Say, *, fresh: bool) -> None:
     say(f"{service.title:<15} {'ready' if fresh else 'running already'}")
 
 
-def _end(service: Service) -> bool:
+def _end(service: Service, say: Say) -> bool:
     """Stop it and all that it started; whether there was anything."""
-    if (record := read(service.file)) is None:
+    if (record := service.record) is None:
+        if copied := read(service.file):
+            say(f"{service.title:<15} left alone: it was started in {copied.folder}")
+            service.file.unlink()
         return False
     found = stop(record, kin_seconds=_FLOW_STOP_SECONDS if service.name == "worker" else 0)
     service.file.unlink(missing_ok=True)

@@ -46,6 +46,17 @@ class Record:
     """Start time, seconds since 1970, by the clock of then."""
     port: int
     mark: str
+    folder: str = ""
+    """Where it was started; older versions did not say."""
+
+    def of_another(self, folder: Path) -> bool:
+        """Whether it was started in another folder than this one, which then is a copy of that."""
+        try:
+            return bool(self.folder) and not folder.samefile(self.folder)
+        except FileNotFoundError:  # moved to here
+            return False
+        except OSError:
+            return True
 
     @property
     def leader(self) -> psutil.Process | None:
@@ -95,7 +106,7 @@ def start(command: Sequence[str], folder: Path, env: dict[str, str], log: Path, 
     except psutil.NoSuchProcess:
         created = 0.0
     unfinished = record.with_suffix(".tmp")
-    unfinished.write_text(json.dumps(asdict(Record(process.pid, created, port, mark))))
+    unfinished.write_text(json.dumps(asdict(Record(process.pid, created, port, mark, str(folder.resolve())))))
     unfinished.replace(record)
 
 

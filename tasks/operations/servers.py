@@ -55,8 +55,13 @@ class Service:
         return self.folder / ".run" / f"{self.name}.json"
 
     @property
+    def record(self) -> Record | None:
+        """Who it is, if it was started in this folder."""
+        return _own(self.file)
+
+    @property
     def alive(self) -> bool:
-        return (record := read(self.file)) is not None and record.leader is not None
+        return (record := self.record) is not None and record.leader is not None
 
     @property
     def healthy(self) -> bool:
@@ -68,7 +73,7 @@ class Service:
     @property
     def works(self) -> bool:
         """`healthy`, but for a worker of whom the server cannot say it: ServiceError."""
-        return (record := read(self.file)) is not None and record.leader is not None and self.answers(record)
+        return (record := self.record) is not None and record.leader is not None and self.answers(record)
 
 
 def environment(folder: Path | None = None) -> dict[str, str]:
@@ -122,7 +127,7 @@ def services_of(
 
 
 def _port(file: Path, variable: str, asked: str | None, default: int) -> int:
-    record = read(file)
+    record = _own(file)
     current = record.port if record and record.leader else None
     if not asked:
         return current or default
@@ -131,6 +136,12 @@ def _port(file: Path, variable: str, asked: str | None, default: int) -> int:
     if current not in (None, int(asked)):
         raise ConfigError(f"{variable} is {asked}, but {file.stem} runs on port {current} already; `make down` first")
     return int(asked)
+
+
+def _own(file: Path) -> Record | None:
+    """What stands there, but not what came with a copy of another folder."""
+    record = read(file)
+    return None if record is None or record.of_another(file.parent.parent) else record
 
 
 def _says(port: int, path: str, answer: object) -> bool:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import sys
 import threading
 from collections.abc import Iterator
@@ -18,9 +19,10 @@ from typing import Any
 
 import pytest
 
+from tasks import services
 from tasks.operations import automations, deployments, notifying, pool, processes, schedules, slots
 from tasks.operations.processes import ServiceError, demand, read, start, stop
-from tasks.operations.servers import services_of
+from tasks.operations.servers import MLFLOW_PORT, services_of
 
 BUSY = (503, {"exception_message": "Service Unavailable"})
 
@@ -297,3 +299,45 @@ def test_deployments_are_renewed_where_what_they_are_made_of_changed(server: Ser
     moved = folder.rename(tmp_path / "there")
     assert deployed_in(moved), "the server has the folder's path"
     assert not deployed_in(moved)
+
+
+@pytest.fixture
+def running(tmp_path: Path) -> Iterator[Path]:
+    """A project folder in which something is up: a stand-in for its MLflow server."""
+    folder = tmp_path / "original"
+    (folder / ".run").mkdir(parents=True)
+    mlflow = services_of(folder)[1]
+    start([sys.executable, "-c", "import time; time.sleep(600)"], folder, dict(os.environ), mlflow.log, mlflow.file, 1)
+    record = read(mlflow.file)
+    assert record is not None
+    yield folder
+    stop(record)
+
+
+def test_a_copy_of_a_running_folder_leaves_the_originals_services_alone(running: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(running, tmp_path / "copy"))
+    assert not services_of(copy)[1].alive
+    assert services_of(copy)[1].port == MLFLOW_PORT, "and not that of the original"
+    said: list[str] = []
+    services.down(copy, said.append)
+    assert said == [f"MLflow server   left alone: it was started in {running}", "Nothing was running."]
+    assert services_of(running)[1].alive
+    services.down(copy, said.append)
+    assert said[2:] == ["Nothing was running."]
+    services.down(running, said.append)
+    assert said[3:] == ["MLflow server   stopped"]
+
+
+def test_a_folder_that_was_moved_keeps_its_services(running: Path, tmp_path: Path) -> None:
+    moved = running.rename(tmp_path / "moved")
+    said: list[str] = []
+    services.down(moved, said.append)
+    assert said == ["MLflow server   stopped"]
+
+
+def test_a_record_of_an_older_version_is_read(running: Path) -> None:
+    file = services_of(running)[1].file
+    kept = json.loads(file.read_text())
+    del kept["folder"]
+    file.write_text(json.dumps(kept))
+    assert services_of(running)[1].alive
