@@ -30,7 +30,8 @@ class GateConfig:
     bootstrap_seed: int = 0
     """Seed of these draws."""
     min_documents: int = 40
-    """Documents, counted as the equally long ones that they are worth, below which nothing is called better."""
+    """Documents, counted as the equally long ones that they are worth, below which nothing is called better. Pieces
+    that were cut from one text count as one."""
     max_worse_source: float = 0.05
     """Nats per token by which the challenger may be worse on any one source."""
     max_worse_arrivals: float = 0.0

@@ -1,7 +1,8 @@
 """Intervals by the bootstrap: the units that were judged are drawn again, with replacement, as often as there are.
 
-Units are documents: tokens of one are alike, so that drawing tokens would give intervals far too narrow. Every figure
-is made from sums over the units, so drawing is one matrix product, for all figures at once.
+Units are documents: tokens of one are alike, so that drawing tokens would give intervals far too narrow, and so are
+pieces that were cut from one text, which are drawn together. Every figure is made from sums over the units, so drawing
+is one matrix product, for all figures at once.
 
 The interval is the percentile one, widened for few units as Hesterberg 2015 does ("expanded percentile",
 doi:10.1080/00031305.2015.1089789): with the tails of a t distribution. Documents are of very unequal length, so they
@@ -12,6 +13,7 @@ such intervals hold the truth.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 
 import numpy as np
 import numpy.typing as npt
@@ -31,6 +33,21 @@ def resampled(sums_DK: Sums, resamples: int, seed: int) -> Sums:
         drawn = draw.integers(0, n, (rows, n)) + np.arange(rows)[:, None] * n
         counts = np.bincount(drawn.ravel(), minlength=rows * n).reshape(rows, n)
         found[start : start + rows] = counts @ sums_DK
+    return found
+
+
+def grouped(names: Iterable[str]) -> tuple[list[str], npt.NDArray[np.int64]]:
+    """(different names in the order of their first, which of them each is)."""
+    places: dict[str, int] = {}
+    owner = [places.setdefault(name, len(places)) for name in names]
+    return list(places), np.array(owner, np.int64)
+
+
+def summed(sums_DK: Sums, parents: Iterable[str]) -> Sums:
+    """Sums over the documents of each text, in the order of the texts' first ones."""
+    texts, owner = grouped(parents)
+    found = np.zeros((len(texts), sums_DK.shape[1]))
+    np.add.at(found, owner, sums_DK)
     return found
 
 

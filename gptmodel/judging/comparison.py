@@ -119,6 +119,9 @@ def _paired(champion: Artifact, challenger: Artifact) -> tuple[Units, Units]:
     if wrong := next(_disagreements(champion, challenger), ""):
         raise ConfigError(f"{champion.label} and {challenger.label} cannot be compared: {wrong}")
     ours, theirs = load_units(champion), load_units(challenger)
+    if {ours.kind, theirs.kind} in ({"document", "text"}, {"document", "piece of one text"}):
+        old = champion if ours.kind == "document" else challenger
+        raise ConfigError(f"{old.label} took pieces of one text for documents of their own; evaluate its model again")
     same = ours.ids == theirs.ids and all(
         np.array_equal(ours.columns[name], theirs.columns[name]) for name in ("n_tokens", "n_bytes")
     )

@@ -41,8 +41,8 @@ log = logging.getLogger(__name__)
 KIND = "evaluation"
 ARRIVALS = "arrivals"
 # 1 had loss, perplexity and bits per byte, in windows that do not overlap, and each document's; 2 wrote its samples
-# with the sums of the matrix products in another order.
-RECIPE_VERSION = 3
+# with the sums of the matrix products in another order; 3 took pieces of one text for documents of their own.
+RECIPE_VERSION = 4
 
 
 def evaluate(
@@ -74,14 +74,14 @@ def evaluate(
         stream = _stream(gpt, shards, config, since)
         with measured("scoring", unit="tokens") as meter:
             scores = score_tokens(gpt, stream, config, progress or meter)
-        came_from = origins(store, shards, config.split)
-        documents = document_table(scores, stream, came_from)
+        came_from, parents = origins(store, shards, config.split)
+        documents = document_table(scores, stream, came_from, parents)
         pq.write_table(documents, directory / "documents.parquet")
         pq.write_table(source_table(documents, config), directory / "sources.parquet")
         # Held-out shards have no training text of their own: the model's is counted.
         counted = shards if shards.summary["train_tokens"] else trained_on(store, model, shards) or shards
         unigram_nats = unigram_losses(open_split(counted, "train"))[scores.targets]
-        units = units_of(scores, stream.documents(), unigram_nats, config.calibration_bins)
+        units = units_of(scores, stream.documents(), unigram_nats, config.calibration_bins, parents)
         save_units(units, directory / UNITS)
         told = {**figures(units, config), "stride": stride_of(config, gpt.config.context_length)}
         written = {**told, "calibration": calibration_bins(units)}

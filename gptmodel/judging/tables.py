@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import logging
 import math
-import re
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -14,19 +14,22 @@ import pyarrow.parquet as pq
 
 from gptmodel.config import EvaluateConfig
 from gptmodel.errors import ArtifactError
-from gptmodel.judging.bootstrap import effective_units, interval, resampled
+from gptmodel.judging.bootstrap import effective_units, interval, resampled, summed
 from gptmodel.judging.scoring import Scores
 from gptmodel.store.artifacts import Artifact, Store
+from gptmodel.text.names import file_of, parent_of
 from gptmodel.tokenizer import gpt2
 from gptmodel.tokens.tokenstream import TokenStream
 
 log = logging.getLogger(__name__)
-_PLACE_IN_SOURCE = re.compile(r"(#\d+)+$")  # the number of a row, of a line, or of a piece that was cut
 _LOG_2 = math.log(2)
 
 
-def origins(store: Store, shards: Artifact, split: str) -> dict[str, str]:
-    """Where the corpus says that each document of a split came from, by its id; nothing if the corpus is gone."""
+def origins(store: Store, shards: Artifact, split: str) -> tuple[dict[str, str], dict[str, str]]:
+    """(source, text that it is a piece of) of documents of a split by their ids, as the corpus has them.
+
+    Whole documents are no piece. Nothing if the corpus is gone.
+    """
     try:
         corpus = store.input_of(shards, "corpus")
         names = corpus.names(suffix=".parquet", prefix="documents-")
@@ -37,14 +40,25 @@ def origins(store: Store, shards: Artifact, split: str) -> dict[str, str]:
         for name in names:
             table = pq.read_table(corpus.file(name), columns=["id", "source"], filters=picked)
             found |= zip(table.column("id").to_pylist(), table.column("source").to_pylist(), strict=True)
-        return found
+        pieces = {i: parent_of(source, corpus.request.config["source"]) for i, source in found.items()}
+        return found, {i: text for i, text in pieces.items() if text}
     except ArtifactError as error:
-        log.warning("the evaluation names no sources, since the corpus of %s is not to be had: %s", shards.label, error)
-        return {}
+        log.warning(
+            "the evaluation names no sources, and counts pieces of a text singly, since the corpus of %s is not to be "
+            "had: %s",
+            shards.label,
+            error,
+        )
+        return {}, {}
 
 
-def document_table(scores: Scores, stream: TokenStream, came_from: Mapping[str, str]) -> pa.Table:
-    """Each document's scored tokens, their text, nats and figures. A document's end token is its own."""
+def document_table(
+    scores: Scores, stream: TokenStream, came_from: Mapping[str, str], parents: Mapping[str, str] | None = None
+) -> pa.Table:
+    """Each document's scored tokens, their text, nats and figures. A document's end token is its own.
+
+    `parent` is the text that it is a piece of, or its own id.
+    """
     index = stream.documents()
     owner = np.searchsorted(index.starts, scores.positions, side="right") - 1
     n = len(index.ids)
@@ -59,6 +73,7 @@ def document_table(scores: Scores, stream: TokenStream, came_from: Mapping[str, 
         {
             "document": pa.array(ids, pa.string()),
             "source": pa.array([came_from.get(document, "") for document in ids], pa.string()),
+            "parent": pa.array([(parents or {}).get(document, document) for document in ids], pa.string()),
             "n_tokens": total(None, np.int64),
             "n_bytes": total(gpt2().byte_lengths[scores.targets], np.int64),
             "n_chars": total(gpt2().char_counts[scores.targets], np.int64),
@@ -70,18 +85,20 @@ def document_table(scores: Scores, stream: TokenStream, came_from: Mapping[str, 
 
 
 def source_table(documents: pa.Table, config: EvaluateConfig) -> pa.Table:
-    """The same for each source, the hardest first, with an interval of the loss where it has several documents.
+    """The same for each source, the hardest first, with an interval of the loss where it has several texts.
 
     A source is a file or a dataset; the number of a row in it, or of a piece, is left out of its name.
     """
-    names = [_PLACE_IN_SOURCE.sub("", name) for name in documents.column("source").to_pylist()]
+    names = [file_of(name) for name in documents.column("source").to_pylist()]
     sources, owner = np.unique(np.array(names, dtype=object), return_inverse=True)
     counted = ("n_tokens", "n_bytes", "n_chars", "nats", "plain_nats", "correct")
     columns = {name: documents.column(name).to_numpy() for name in counted}
     n = len(sources)
     sums = {name: np.bincount(owner, part, minlength=n).astype(part.dtype) for name, part in columns.items()}
     per_document = np.stack([columns["nats"], columns["n_tokens"]], axis=1).astype(np.float64)
-    bounds = [_loss_interval(part, config) for part in _parts(per_document, owner, n)]
+    parents = np.array(documents.column("parent").to_pylist(), dtype=object)
+    parts = zip(_parts(per_document, owner, n), _parts(parents, owner, n), strict=True)
+    bounds = [_loss_interval(summed(part, texts), config) for part, texts in parts]
     table = _with_figures(
         {
             "source": pa.array(sources, pa.string()),
@@ -94,7 +111,7 @@ def source_table(documents: pa.Table, config: EvaluateConfig) -> pa.Table:
     return table.sort_by([("loss", "descending"), ("source", "ascending")])
 
 
-def _parts(rows: npt.NDArray[np.float64], owner: npt.NDArray[np.intp], n: int) -> list[npt.NDArray[np.float64]]:
+def _parts(rows: npt.NDArray[Any], owner: npt.NDArray[np.intp], n: int) -> list[npt.NDArray[Any]]:
     order = np.argsort(owner, kind="stable")
     return np.split(rows[order], np.cumsum(np.bincount(owner, minlength=n))[:-1])
 

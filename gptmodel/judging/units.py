@@ -1,13 +1,14 @@
 """Scores summed over what is drawn again by the bootstrap, and the figures that follow from such sums.
 
-The unit is the document. Where only one was scored, its tokens are cut into blocks: their intervals then tell how the
-figures would vary over text like this one document, not over others. Neighbouring tokens are alike, so blocks are long.
+The unit is the document; documents that were cut from one text count as that text, since they are alike. Where only one
+text was scored, its pieces are the units, or blocks of the tokens of its only one: their intervals then tell how the
+figures would vary over text like this one, not over others. Neighbouring tokens are alike, so blocks are long.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from gptmodel.judging.bootstrap import Sums, effective_units
+from gptmodel.judging.bootstrap import Sums, effective_units, grouped
 from gptmodel.judging.scoring import Scores
 from gptmodel.store.artifacts import Artifact
 from gptmodel.tokenizer import gpt2
@@ -41,9 +42,9 @@ class Units:
     """D units, in the order of the stream."""
 
     kind: str
-    """`document`, or `block of 640 tokens`."""
+    """`document`, `text` where some were cut, `piece of one text`, or `block of 640 tokens`."""
     ids: list[str]
-    """Ids of the documents, or where in the stream the blocks begin."""
+    """Ids of the documents, names of texts that were cut, or where in the stream the blocks begin."""
     columns: dict[str, Sums]
     """Sums [D] of `_COLUMNS`, and [D, bins] of `_BINS`. Evaluations of recipe 1 had some of them."""
 
@@ -70,14 +71,19 @@ class Units:
         return {name: float(value[0]) for name, value in self.figures_of(self.flat().sum(0)[None]).items()}
 
 
-def units_of(scores: Scores, index: DocumentIndex, unigram_nats: Sums, n_bins: int) -> Units:
-    """The units of scored tokens: documents, or blocks of the only one."""
+def units_of(
+    scores: Scores, index: DocumentIndex, unigram_nats: Sums, n_bins: int, parents: Mapping[str, str] | None = None
+) -> Units:
+    """The units of scored tokens: documents, texts of which `parents` tells the pieces, or blocks of the only one."""
     owner = np.searchsorted(index.starts, scores.positions, side="right") - 1
-    scored = np.unique(owner)
+    scored, place = np.unique(owner, return_inverse=True)
     if len(scored) > 1:
-        return _sum(
-            "document", [index.ids[i] for i in scored], np.searchsorted(scored, owner), scores, unigram_nats, n_bins
-        )
+        ids = [index.ids[i] for i in scored]
+        texts, text_of = grouped((parents or {}).get(i, i) for i in ids)
+        if 1 < len(texts) < len(ids):
+            return _sum("text", texts, text_of[place], scores, unigram_nats, n_bins)
+        kind = "document" if len(texts) > 1 else "piece of one text"
+        return _sum(kind, ids, place, scores, unigram_nats, n_bins)
     n = len(scores.positions)
     size = max(_SHORTEST_BLOCK, math.ceil(n / _BLOCKS))
     starts = scores.positions[::size]

@@ -1,9 +1,10 @@
 """The gate: does a challenger take the champion's place? A pure function of what both scored, and of the settings.
 
-*Better* is shown by a paired bootstrap over documents: the upper end of a one-sided interval of the difference in loss
-must lie below minus the margin. Nights share alpha (Bonferroni: it holds whatever they have to do with each other, and
-they look at the same documents). So far out no interval is exact where documents are few and differences skewed, so
-the highest of three is taken (`upper_bound`), and the level is divided by `retrain_config.CAUTION` besides.
+*Better* is shown by a paired bootstrap over documents, or whole texts where long ones were cut: the upper end of a
+one-sided interval of the difference in loss must lie below minus the margin. Nights share alpha (Bonferroni: it holds
+whatever they have to do with each other, and they look at the same documents). So far out no interval is exact where
+documents are few and differences skewed, so the highest of three is taken (`upper_bound`), and the level is divided by
+`config.retraining.CAUTION` besides.
 `benchmarks/gate_simulation.py` measures what is left of it.
 
 *Not worse* is looked at slice by slice (each source, the arrivals, the longest documents), by the measured difference
@@ -24,7 +25,7 @@ import numpy.typing as npt
 
 from gptmodel.config.retraining import GateConfig
 from gptmodel.errors import ConfigError
-from gptmodel.judging.bootstrap import effective_units, interval, resampled
+from gptmodel.judging.bootstrap import effective_units, interval, resampled, summed
 
 Outcome = Literal["promoted", "kept", "waiting"]
 Numbers = npt.NDArray[np.float64]
@@ -42,6 +43,8 @@ class Scored:
     """Scored tokens [D]."""
     nats: Numbers
     """Their summed loss [D]."""
+    parents: Sequence[str] = ()
+    """The text that each is a piece of, or its own id; empty where none was cut."""
 
     def loss(self, picked: npt.NDArray[np.bool_] | None = None) -> float:
         """Nats per token over the picked documents, or over all."""
@@ -50,9 +53,8 @@ class Scored:
 
     def only(self, keep: npt.NDArray[np.bool_]) -> Scored:
         kept = np.flatnonzero(keep).tolist()
-        return Scored(
-            [self.ids[i] for i in kept], [self.sources[i] for i in kept], self.n_tokens[kept], self.nats[kept]
-        )
+        ids, sources, parents = ([n[i] for i in kept] if n else [] for n in (self.ids, self.sources, self.parents))
+        return Scored(ids, sources, self.n_tokens[kept], self.nats[kept], parents)
 
 
 @dataclass(frozen=True)
@@ -158,15 +160,19 @@ def _checks(
 
 def better(config: GateConfig, pair: Pair) -> Check:
     """Is the challenger better, beyond doubt?"""
-    units = effective_units(pair.champion.n_tokens)
-    if len(pair.champion.ids) < 2 or units < config.min_documents:
+    ours, count = pair.champion, len(pair.champion.ids)
+    # Pieces of one text are alike: as units of their own they would make chance look like proof.
+    columns = np.stack([ours.n_tokens, pair.challenger.nats - ours.nats], axis=1)
+    tokens, nats = (summed(columns, ours.parents) if ours.parents else columns).T
+    units = effective_units(tokens)
+    counted = f"{count:,} documents" + (f" of {len(tokens):,} texts" if len(tokens) < count else "")
+    if len(tokens) < 2 or units < config.min_documents:
         said = (
-            f"too few documents to tell: {len(pair.champion.ids):,}, worth {units:.1f} of equal length, and "
+            f"too few documents to tell: {counted}, worth {units:.1f} of equal length, and "
             f"gate.min_documents is {config.min_documents}; hold more out, or bring more text"
         )
-        return Check("better", False, said, {"documents": len(pair.champion.ids), "effective_documents": units})
-    tokens, champion, challenger = pair.champion.n_tokens, pair.champion.nats, pair.challenger.nats
-    values, high = upper_bound(tokens, challenger - champion, config)
+        return Check("better", False, said, {"documents": count, "effective_documents": units})
+    values, high = upper_bound(tokens, nats, config)
     passed = high < -config.margin
     figures = {
         "champion": pair.champion.loss(),
@@ -176,14 +182,14 @@ def better(config: GateConfig, pair: Pair) -> Check:
         "p_better": float((values < 0).mean() + (values == 0).mean() / 2),
         "level": config.level,
         "margin": config.margin,
-        "documents": float(len(tokens)),
+        "documents": float(count),
         "effective_documents": units,
     }
     word = "better" if passed else "not shown to be better"
     beyond = f" by {config.margin:g}" if config.margin else ""
     said = (
-        f"{word}{beyond}: loss {figures['challenger']:.4f} after {figures['champion']:.4f} on {len(tokens):,} "
-        f"documents, difference {figures['difference']:+.4f}, at most {high:+.4f} at level {config.level:.2g}"
+        f"{word}{beyond}: loss {figures['challenger']:.4f} after {figures['champion']:.4f} on {counted}, "
+        f"difference {figures['difference']:+.4f}, at most {high:+.4f} at level {config.level:.2g}"
     )
     return Check("better", bool(passed), said, figures)
 

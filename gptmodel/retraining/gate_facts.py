@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -17,17 +16,17 @@ from gptmodel.rating.gate import judge
 from gptmodel.requirements import parse_requirement
 from gptmodel.retraining.gate import Pair, Scored
 from gptmodel.store.artifacts import Artifact, Store, canonical
+from gptmodel.text.names import file_of
 from gptmodel.tokens.tokenstream import open_split
-
-_ROW = re.compile(r"([#:]\d+)+$")  # the number of a row, of a line, or of a piece that was cut
 
 
 def scored(evaluation: Artifact) -> Scored:
     """Each document's tokens and loss, in the order of the stream."""
-    table = pq.read_table(evaluation.file("documents.parquet"), columns=["document", "source", "n_tokens", "nats"])
-    sources = [_ROW.sub("", name) for name in table.column("source").to_pylist()]
-    n_tokens, nats = (np.array(table.column(name).to_pylist(), np.float64) for name in ("n_tokens", "nats"))
-    return Scored(table.column("document").to_pylist(), sources, n_tokens, nats)
+    names, numbers = ("document", "source", "parent"), ("n_tokens", "nats")
+    table = pq.read_table(evaluation.file("documents.parquet"), columns=[*names, *numbers])
+    ids, sources, parents = (table.column(name).to_pylist() for name in names)
+    n_tokens, nats = (np.array(table.column(name).to_pylist(), np.float64) for name in numbers)
+    return Scored(ids, [file_of(name) for name in sources], n_tokens, nats, parents)
 
 
 def pair(champion: Artifact, challenger: Artifact) -> Pair:

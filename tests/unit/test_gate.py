@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -25,6 +26,13 @@ def scores(difference: Any, *, documents: int = 120, sources: int = 4, seed: int
     names = [f"file-{n % sources}" for n in range(documents)]
     changed = loss + difference + 0.02 * draw.normal(size=documents)
     return Pair(Scored(ids, names, tokens, loss * tokens), Scored(ids, names, tokens, changed * tokens))
+
+
+def in_pieces(pair: Pair, texts: int) -> Pair:
+    """The same documents as pieces of so many texts."""
+    count = len(pair.champion.ids)
+    parents = [f"book-{n * texts // count}.txt" for n in range(count)]
+    return Pair(replace(pair.champion, parents=parents), replace(pair.challenger, parents=parents))
 
 
 def check(decision: Decision, name: str) -> Check:
@@ -170,6 +178,23 @@ def test_a_challenger_that_scored_nan_is_kept_out() -> None:
 def test_wrong_settings_are_named(setting: str, value: object, said: str) -> None:
     with pytest.raises(ConfigError, match=said):
         GateConfig(**{setting: value})  # type: ignore[arg-type]
+
+
+def test_pieces_of_one_text_count_once() -> None:
+    """What a model gains on a text it gains on all of its pieces: ten texts in ten pieces each tell what ten do."""
+    gained = np.repeat(np.where(np.arange(10) < 7, -0.05, 0.01), 10)
+    pair = scores(gained, documents=100)
+    assert decide(GATE, pair, None, SAMPLES).outcome == "promoted"
+    cut = in_pieces(pair, 10)
+    decision = decide(GATE, cut, None, SAMPLES)
+    assert decision.outcome == "kept"
+    assert "too few documents to tell: 100 documents of 10 texts" in decision.said
+    config = GateConfig(min_documents=5)
+    decision = decide(config, cut, None, SAMPLES)
+    assert "not shown to be better" in decision.said
+    assert "on 100 documents of 10 texts" in decision.said
+    assert check(decision, "better").figures["effective_documents"] <= 10
+    assert decide(config, in_pieces(scores(-0.05, documents=100), 10), None, SAMPLES).outcome == "promoted"
 
 
 def test_no_better_challenger_is_rarely_promoted() -> None:

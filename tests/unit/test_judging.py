@@ -106,6 +106,32 @@ def test_the_only_document_is_cut_into_blocks() -> None:
     assert figures(short, EvaluateConfig())["intervals"] == {}, "of one unit nothing can be drawn"
 
 
+def test_pieces_of_one_text_are_drawn_together() -> None:
+    scores = scores_of([1.0, 2.0, 4.0, 8.0, 16.0], [1] * 5, [0.5] * 5)
+    index, unigram = index_of(2, 1, 1, 2), np.ones(5)
+    units = units_of(scores, index, unigram, 5, {"d0": "book.txt", "d2": "book.txt", "d3": "other.txt"})
+    assert (units.kind, units.ids) == ("text", ["book.txt", "d1", "other.txt"])
+    assert units.columns["nats"].tolist() == [5.0, 2.0, 24.0]
+    lone = units_of(scores, index, unigram, 5, {"d0": "book.txt", "d3": "other.txt"})
+    assert (lone.kind, lone.ids) == ("document", ["d0", "d1", "d2", "d3"]), "as before where each is alone"
+    of_one = units_of(scores, index, unigram, 5, dict.fromkeys(lone.ids, "book.txt"))
+    assert (of_one.kind, of_one.ids) == ("piece of one text", lone.ids)
+    assert "from 2,000 draws of 4 pieces of one text" in resampled_words(figures(of_one, EvaluateConfig()))
+
+
+def test_intervals_hold_the_truth_for_texts_that_were_cut() -> None:
+    draw, held, parents = np.random.default_rng(7), 0, {f"d{n}": f"{n // 10}.txt" for n in range(100)}
+    for seed in range(300):
+        loss = 5 + np.repeat(0.2 * draw.normal(size=10), 10) + 0.2 * draw.normal(size=100)
+        scores = scores_of([0.0, *np.repeat(loss, 4)][1:], [1] * 400, [0.5] * 400)
+        index = DocumentIndex([*parents], np.arange(100) * 4 + 1, np.full(100, 4))
+        units = units_of(scores, index, np.ones(400), 5, parents)
+        drawn = units.figures_of(resampled(units.flat(), 400, seed))["loss"]
+        low, high = interval(drawn, units.effective, 0.95)
+        held += low <= 5 <= high
+    assert held >= 0.91 * 300, "with pieces as units it was 0.55"
+
+
 def test_draws_are_those_of_scipy() -> None:
     draw = np.random.default_rng(5)
     sizes = draw.integers(100, 5000, 40).astype(float)
@@ -153,7 +179,9 @@ def test_sources_are_files_whatever_the_piece() -> None:
     n = np.array([10, 20, 20, 40, 5, 1])
     table = pa.table(
         {
+            "document": [f"d{n}" for n in range(len(names))],
             "source": names,
+            "parent": ["d0", "d1", "d2", "b.jsonl#12", "d4", "d5"],
             **dict.fromkeys(("n_tokens", "n_bytes", "n_chars"), n),
             "correct": n // 2,
             "nats": n * np.array([1.0, 2.0, 3.0, 4.0, 9.0, 7.0]),
@@ -170,6 +198,8 @@ def test_sources_are_files_whatever_the_piece() -> None:
     assert found[2]["loss"] == pytest.approx((40 + 60 + 160) / 80)
     assert 2.0 <= found[2]["loss_low"] < found[2]["loss"] < found[2]["loss_high"] <= 4.0
     assert found[3]["loss_low"] is None
+    one = table.set_column(table.schema.get_field_index("parent"), "parent", pa.array(["b"] * len(names)))
+    assert [row["loss_low"] for row in source_table(one, EvaluateConfig()).to_pylist()] == [None] * 4
 
 
 Judge = Callable[..., Artifact]
@@ -188,6 +218,7 @@ def judge(tmp_path: Path) -> Judge:
         ones["correct"] = sizes * config.pop("right", 0.5)
         bins = {name: np.stack([sizes, sizes], 1) for name in ("bin_tokens", "bin_probability", "bin_correct")}
         first, retokenized = config.pop("first", False), config.pop("retokenized", 0)
+        kind = config.pop("kind", "document")
 
         def build(directory: Path) -> dict[str, Any]:
             ids = [f"d{n}" for n in range(len(sizes))]
@@ -210,7 +241,7 @@ def judge(tmp_path: Path) -> Judge:
                 )
                 every = {**columns, **ones, **bins}
                 kept = {name: every[name] for name in (*order, *bins)}
-                save_units(Units("document", ids, kept), directory / UNITS)
+                save_units(Units(kind, ids, kept), directory / UNITS)
             return {"split": "validation"}
 
         asked = {"split": "validation", "max_tokens": 0, **({} if first else {"stride": 0}), **config}
@@ -266,6 +297,12 @@ def test_what_was_not_judged_on_the_same_text_is_not_compared(judge: Judge, othe
 def test_of_one_document_nothing_is_drawn(judge: Judge) -> None:
     with pytest.raises(ConfigError, match="has one document only, of which nothing can be drawn"):
         compare_evaluations(judge(0.0, documents=1), judge(0.1, documents=1))
+
+
+def test_an_evaluation_that_took_pieces_for_documents_is_named(judge: Judge) -> None:
+    old, new = judge(0.0), judge(0.1, kind="text", seed=1)
+    with pytest.raises(ConfigError, match=rf"{old.label} took pieces of one text .* evaluate its model again"):
+        compare_evaluations(new, old)
 
 
 def test_more_right_guesses_are_better_and_a_higher_loss_is_worse(judge: Judge) -> None:

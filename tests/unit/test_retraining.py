@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 
 from gptmodel.config import PipelineConfig, ShardsConfig, SourceConfig
@@ -125,6 +126,20 @@ def test_arrivals_alone_are_scored_and_as_they_would_be_by_themselves(data: Data
     assert all(name.startswith("new-") for name in scored(on_new).sources)
     again = evaluate(data.store, data.model(2, training), held_out, data.config.evaluate, since=first)[0]
     assert np.isfinite(pair(on_new, again).difference())
+
+
+def test_pieces_of_a_cut_text_are_judged_together(data: Data) -> None:
+    cut = replace(data.config.corpus, cut_above_chars=150, cut_to_chars=60)
+    data.config = replace(data.config, corpus=cut)
+    training, held_out = data.sides()
+    found = evaluate(data.store, data.model(1, training), held_out, data.config.evaluate)[0]
+    texts = set(scored(found).parents)
+    assert 1 < len(texts) < len(scored(found).ids)
+    assert all("#" not in text for text in texts)
+    assert found.summary["resampling"]["unit"] == "text"
+    assert found.summary["resampling"]["units"] == len(texts)
+    sources = pq.read_table(found.file("sources.parquet")).to_pydict()
+    assert set(sources["loss_low"]) == {None}, "each file is one text"
 
 
 def test_one_question_is_decided_once_and_a_person_is_not_overruled(data: Data) -> None:

@@ -23,6 +23,7 @@ from gptmodel.errors import DataError, GptflowError
 from gptmodel.pretrained import import_weights
 from gptmodel.store.artifacts import Store
 from gptmodel.text.corpus import build_corpus, iter_documents
+from gptmodel.text.names import file_of, parent_of
 from gptmodel.text.sources import open_source
 
 TEXTS = [f"Row number {n}." for n in range(30)]
@@ -62,6 +63,44 @@ def parquet(path: Path, **columns: Any) -> Path:
 def put(path: Path, content: str | bytes) -> Path:
     path.write_bytes(content if isinstance(content, bytes) else content.encode())
     return path
+
+
+def test_a_piece_is_told_from_a_row_and_a_line(tmp_path: Path) -> None:
+    """`#1` may be a row, a piece, or the end of a file's own name."""
+    long = "\n\n".join(f"Paragraph {n} of it." for n in range(20))
+    rows = [f"Short {n}." for n in range(3)]
+    put(tmp_path / "book.txt", long)
+    put(tmp_path / "note.txt", "Short.")
+    put(tmp_path / "lines.jsonl", "".join(json.dumps({"text": t}) + "\n" for t in (f"A {long}", "Short one.")))
+    parquet(tmp_path / "rows.parquet", text=[f"B {long}", *rows])
+    source = SourceConfig(kind="files", paths=(f"{tmp_path}/*.*",))
+    cuts = {"cut_above_chars": 100, "cut_to_chars": 90}
+    corpus, _ = build_corpus(Store(tmp_path / "store"), CorpusConfig(source=source, **cuts, validation_fraction=0.3))
+    asked = corpus.request.config["source"]
+    names = [document.source for document in iter_documents(corpus)]
+    parents = {name: parent_of(name, asked) for name in names}
+    assert {parent for parent in parents.values() if parent} == {"book.txt", "lines.jsonl:1", "rows.parquet#0"}
+    whole = ["lines.jsonl:2", "note.txt", "rows.parquet#1", "rows.parquet#2", "rows.parquet#3"]
+    assert [name for name in names if not parents[name]] == whole
+    assert all(name.startswith(f"{parent}#") for name, parent in parents.items() if parent)
+    assert {file_of(name) for name in names} == {"book.txt", "lines.jsonl", "note.txt", "rows.parquet"}
+
+
+@pytest.mark.parametrize(
+    ("source", "parent", "asked"),
+    [
+        ("notes#1", "", {"kind": "files", "format": "text", "paths": ["notes#1"]}),
+        ("notes#1#0", "notes#1", {"kind": "files", "format": "text", "paths": ["notes#1"]}),
+        ("rows#1#5", "", {"kind": "files", "format": "parquet", "paths": ["rows#1"]}),
+        ("rows#1#5#0", "rows#1#5", {"kind": "files", "format": "parquet", "paths": ["rows#1"]}),
+        ("a/b/train#5", "", {"kind": "huggingface", "format": "auto", "paths": []}),
+        ("a/b/train#5#0", "a/b/train#5", {"kind": "huggingface", "format": "auto", "paths": []}),
+        ("2026-Trump.txt#3", "2026-Trump.txt", {"kind": "embedded", "format": "auto", "paths": []}),
+        ("2026-Trump.txt", "", {"kind": "embedded", "format": "auto", "paths": []}),
+    ],
+)
+def test_the_parent_of_a_source_by_its_name(source: str, parent: str, asked: dict[str, Any]) -> None:
+    assert parent_of(source, asked) == parent
 
 
 @pytest.mark.parametrize("name", ["a.jsonl", "a.ndjson", "a.jsonl.gz", "A.JSONL.GZ"])
