@@ -17,6 +17,7 @@ from gptmodel.rating.journal import Journal, Opening, checked_name, round_of_flo
 from gptmodel.rating.pairs import Pair, pairs_of
 from gptmodel.rating.results import preferences_of, publish
 from gptmodel.rating.rounds import KIND, RoundConfig, build_round, models_of, read_items
+from gptmodel.rating.statistics import interval_words
 from gptmodel.store.artifacts import Artifact, Store, open_store
 from tasks.awaiting import rest, this_run
 from tasks.holding import hold
@@ -222,7 +223,7 @@ def figure_rows(artifact: Artifact) -> list[dict[str, Any]]:
     def said(figure: dict[str, Any]) -> str:
         if figure["mean"] is None:
             return "none"
-        return f"{figure['mean']:.2f} [{figure['low']:.2f}, {figure['high']:.2f}]"
+        return interval_words(figure["mean"], figure["low"], figure["high"])
 
     told, rows = artifact.summary, []
     for model, figures in told["models"].items():

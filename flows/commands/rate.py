@@ -198,7 +198,7 @@ def status(name: str, as_json: bool) -> None:
 def results(name: str, wanted: tuple[str, ...], model: str, as_json: bool) -> None:
     """Figures of what is rated so far, kept in the store and in MLflow. Exit code 1 if a requirement is not met.
 
-    The interval holds 95 % of bootstrap samples of raters and prompts. `.low` asks its lower end to reach the points.
+    The interval is of 95 %, from a bootstrap of raters and prompts. `.low` asks its lower end to reach the points.
     """
     from flows.commands.rate_results import tell
     from gptmodel.rating.gate import judge

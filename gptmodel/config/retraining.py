@@ -47,7 +47,7 @@ class GateConfig:
     max_memorised: float = 0.25
     """Largest share of samples with a long passage of the training text (`memorisation_rate`); 1 allows all."""
     ratings: tuple[str, ...] = ()
-    """What people's ratings must reach, such as `coherence>=3.0`; while there are none the decision waits."""
+    """What people's ratings must reach, such as `coherence>=3.0`; until 10 by 2 raters are in the decision waits."""
     first: Literal["promote", "wait"] = "promote"
     """A model with no champion to beat: promoted if its samples and ratings pass, or left to a person."""
 

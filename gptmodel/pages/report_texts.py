@@ -80,7 +80,7 @@ def ratings(facts: ReportFacts) -> str:
         [
             criterion.replace("_", " "),
             f"{found['mean']:.2f}",
-            f"{found['low']:.2f} to {found['high']:.2f}",
+            "–" if found["low"] is None else f"{found['low']:.2f} to {found['high']:.2f}",
             f"{found['ratings']:,}",
             "–" if alpha.get(criterion) is None else f"{alpha[criterion]:.2f}",
         ]

@@ -16,6 +16,7 @@ from gptmodel.errors import ConfigError
 from gptmodel.lineage.lookup import ratings_of
 from gptmodel.rating.results import preferences_of
 from gptmodel.rating.rounds import models_of
+from gptmodel.rating.statistics import interval_words
 from gptmodel.requirements import Requirement, parse_requirement
 from gptmodel.store.artifacts import Artifact, Store
 
@@ -24,7 +25,10 @@ Outcome = Literal["pass", "fail", "not enough ratings"]
 
 @dataclass(frozen=True)
 class Verdict:
-    """A requirement, whether it is met, and the figures that decided; None where there is no rating."""
+    """A requirement, whether it is met, and the figures that decided; None where there is no rating.
+
+    The ends are None too where there are fewer than two raters or prompts.
+    """
 
     requirement: Requirement
     met: bool
@@ -33,10 +37,10 @@ class Verdict:
     high: float | None
 
     def __str__(self) -> str:
-        if self.mean is None or self.low is None or self.high is None:
+        if self.mean is None:
             return f"{self.requirement}: NOT met, no rating that counts"
         word = "met" if self.met else "NOT met"
-        return f"{self.requirement}: {word}, {self.mean:.2f} [{self.low:.2f}, {self.high:.2f}]"
+        return f"{self.requirement}: {word}, {interval_words(self.mean, self.low, self.high)}"
 
 
 def judge(ratings: Artifact, model: str, requirements: Sequence[Requirement]) -> list[Verdict]:

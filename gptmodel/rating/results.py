@@ -25,8 +25,7 @@ from gptmodel.rating.statistics import Table, bootstrap_weights, krippendorff_al
 from gptmodel.store.artifacts import Artifact, Request, Store, write_atomic
 
 KIND = "ratings"
-RECIPE_VERSION = 1
-"""The mean of the four criteria."""
+RECIPE_VERSION = 2  # 1 had narrower intervals, and gave bounds from one rater
 CHECKED = ("coherence", "fluency", "relevance")
 """What a word salad must lose on. A salad may be called true by someone who reads it."""
 LEAST_GAP = 1.5

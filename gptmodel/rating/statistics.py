@@ -12,6 +12,8 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
+from gptmodel.judging.bootstrap import effective_units, interval
+
 Table = npt.NDArray[np.float64]
 Level = Literal["nominal", "ordinal", "interval"]
 
@@ -27,7 +29,7 @@ class Weights:
 def bootstrap_weights(n_raters: int, n_prompts: int, samples: int, seed: int) -> Weights:
     """Raters and prompts are both drawn with replacement, each on its own (Owen 2007, the pigeonhole bootstrap).
 
-    The intervals thus hold for other raters and other prompts of the kind; they are rather too wide than too narrow.
+    The intervals thus hold for other raters and other prompts of the kind.
     """
     draw = np.random.default_rng(seed)
 
@@ -40,8 +42,15 @@ def bootstrap_weights(n_raters: int, n_prompts: int, samples: int, seed: int) ->
     return Weights(counts(n_raters), counts(n_prompts))
 
 
-def mean_interval(x_RP: Table, weights: Weights, confidence: float) -> tuple[float, float, float] | None:
-    """(mean of all ratings, lower, upper) by percentiles; None if there is no rating."""
+def mean_interval(
+    x_RP: Table, weights: Weights, confidence: float
+) -> tuple[float, float, float] | tuple[float, None, None] | None:
+    """(mean of all ratings, lower, upper); without bounds for fewer than two raters or prompts, None without a rating.
+
+    Percentiles, widened as `judging.bootstrap` does, for as many units as there are raters or prompts, whichever are
+    fewer. From three of both on such an interval is rather too wide than too narrow. Of two it is all that was drawn,
+    which may still be too narrow: simulated, 92 to 98 of 100 held the truth at 95 %.
+    """
     known_RP = ~np.isnan(x_RP)
     if not known_RP.any():
         return None
@@ -49,12 +58,16 @@ def mean_interval(x_RP: Table, weights: Weights, confidence: float) -> tuple[flo
     sums_B = ((weights.raters @ values_RP) * weights.prompts).sum(axis=1)
     counts_B = ((weights.raters @ known_RP.astype(np.float64)) * weights.prompts).sum(axis=1)
     drawn_B = sums_B[counts_B > 0] / counts_B[counts_B > 0]  # a sample may fall on missing ratings alone
-    tail = 100 * (1 - confidence) / 2
     mean = float(values_RP.sum() / known_RP.sum())
-    if not len(drawn_B):
-        return mean, mean, mean
-    low, high = np.percentile(drawn_B, [tail, 100 - tail])
-    return mean, float(low), float(high)
+    shares = (known_RP.sum(axis=1), known_RP.sum(axis=0))
+    if min(np.count_nonzero(share) for share in shares) < 2 or not len(drawn_B):
+        return mean, None, None
+    return mean, *interval(drawn_B, min(effective_units(share) for share in shares), confidence)
+
+
+def interval_words(mean: float, low: float | None, high: float | None) -> str:
+    """Such as `3.50 [2.10, 4.70]`."""
+    return f"{mean:.2f}, no interval" if low is None or high is None else f"{mean:.2f} [{low:.2f}, {high:.2f}]"
 
 
 def krippendorff_alpha(x_RU: Table, level: Level = "ordinal") -> float | None:

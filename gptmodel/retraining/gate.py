@@ -26,6 +26,7 @@ import numpy.typing as npt
 from gptmodel.config.retraining import GateConfig
 from gptmodel.errors import ConfigError
 from gptmodel.judging.bootstrap import effective_units, interval, resampled, summed
+from gptmodel.rating.gate import PeopleGate
 
 Outcome = Literal["promoted", "kept", "waiting"]
 Numbers = npt.NDArray[np.float64]
@@ -128,7 +129,7 @@ def decide(
 
     `frozen` is None where there is no champion yet, `arrivals` where nothing that is held out arrived. `samples` are
     the figures of the challenger's samples. `ratings` are (what people said, whether it is met) for each requirement,
-    None where they have not rated the challenger.
+    None where too few have rated the challenger.
     """
     checks = list(_checks(config, frozen, arrivals, samples))
     if config.ratings:
@@ -292,7 +293,8 @@ def _sample(figure: str, value: Any, bound: float) -> Check:
 
 def _ratings(ratings: Sequence[tuple[str, bool]] | None) -> Iterator[Check]:
     if ratings is None:
-        yield Check("ratings", None, "people have not rated it yet; `gptflow rate start` asks them")
+        said = f"{PeopleGate.least_ratings} ratings by {PeopleGate.least_raters} people are not in yet"
+        yield Check("ratings", None, f"{said}; `gptflow rate start` asks for them")
         return
     for said, met in ratings:
         yield Check("ratings", met, f"ratings: {said}")

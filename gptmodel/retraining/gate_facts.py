@@ -11,9 +11,7 @@ import pyarrow.parquet as pq
 
 from gptmodel.config import recipe
 from gptmodel.config.retraining import GateConfig
-from gptmodel.pages.report_facts import newest_ratings
-from gptmodel.rating.gate import judge
-from gptmodel.requirements import parse_requirement
+from gptmodel.rating.gate import PeopleGate, decide
 from gptmodel.retraining.gate import Pair, Scored
 from gptmodel.store.artifacts import Artifact, Store, canonical
 from gptmodel.text.names import file_of
@@ -57,11 +55,17 @@ def split_ids(shards: Artifact, split: str = "validation") -> set[str]:
 
 
 def ratings_on(store: Store, model: Artifact, asked: Sequence[str]) -> tuple[Artifact | None, Any]:
-    """(newest ratings, what they say to each requirement as (words, met)); None, None where nobody rated the model."""
-    if not asked or (found := newest_ratings(store, model.digest)) is None:
+    """(newest ratings, what they say to each requirement as (words, met)).
+
+    None, None where too few people rated the model, by the minima of `PeopleGate`.
+    """
+    if not asked:
         return None, None
-    verdicts = judge(found, model.label, [parse_requirement(text) for text in asked])
-    return found, [(str(verdict), verdict.met) for verdict in verdicts]
+    found = decide(store, model.digest, PeopleGate(requirements=tuple(asked)))
+    if found.outcome == "not enough ratings":
+        return None, None
+    kind, name = found.ratings.split("/")
+    return store.at(kind, name), [(str(verdict), verdict.met) for verdict in found.verdicts]
 
 
 def question(

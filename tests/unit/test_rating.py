@@ -107,7 +107,25 @@ def test_intervals_hold_the_truth_about_as_often_as_they_say():
         table[draw.random(table.shape) < 0.2] = NAN
         _, low, high = mean_interval(table, bootstrap_weights(8, 20, 400, 0), 0.95)
         held += low <= 3 <= high
-    assert 0.88 * 200 <= held <= 0.99 * 200
+    assert held >= 0.94 * 200
+
+
+@pytest.mark.parametrize(("n_raters", "n_prompts", "least"), [(2, 10, 0.93), (3, 10, 0.95), (10, 3, 0.95)])
+def test_few_raters_or_prompts_give_wide_intervals(n_raters, n_prompts, least):
+    draw, held = np.random.default_rng(5), 0
+    weights = bootstrap_weights(n_raters, n_prompts, 400, 0)
+    for _ in range(300):
+        leanings = draw.normal(0, 0.5, (n_raters, 1)) + draw.normal(0, 0.5, (1, n_prompts))
+        _, low, high = mean_interval(3 + leanings + draw.normal(0, 0.8, (n_raters, n_prompts)), weights, 0.95)
+        held += low <= 3 <= high
+    assert held >= least * 300
+
+
+def test_one_rater_or_one_prompt_gives_no_bounds():
+    table = np.array([[4.0, 5.0, NAN], [NAN, NAN, NAN]])
+    assert mean_interval(table, bootstrap_weights(2, 3, 100, 0), 0.95) == (4.5, None, None)
+    assert mean_interval(table.T, bootstrap_weights(3, 2, 100, 0), 0.95) == (4.5, None, None)
+    assert mean_interval(np.full((2, 3), NAN), bootstrap_weights(2, 3, 100, 0), 0.95) is None
 
 
 def test_the_sign_test_counts_a_prompt_once_and_leaves_ties_out():

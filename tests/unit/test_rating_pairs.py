@@ -21,6 +21,7 @@ from gptmodel.rating.pair_sheets import is_pair_sheet, pair_sheet_text, read_pai
 from gptmodel.rating.pairs import Pair, answer_of, comparison, pairs_in_order, pairs_of, sides
 from gptmodel.rating.results import comments_of, preferences_of, publish
 from gptmodel.rating.rounds import Item, read_items
+from gptmodel.retraining.gate_facts import ratings_on
 from gptmodel.store.artifacts import Artifact, Request, Store
 
 PROMPTS = 6
@@ -234,6 +235,11 @@ def test_the_gate_tells_too_few_ratings_from_bad_ones(store, found, pairs):
     publish(store, found, points(found, 1, 4, 2))
     few = decide(store, model, wanted)
     assert (few.outcome, few.raters, few.n_ratings) == ("not enough ratings", 1, PROMPTS)
+    alone = PeopleGate(requirements=("coherence>=4", "coherence.low>=1"), least_raters=1, least_ratings=1)
+    assert [str(verdict) for verdict in decide(store, model, alone).verdicts] == [
+        "coherence>=4: met, 4.00, no interval",
+        "coherence.low>=1: NOT met, 4.00, no interval",
+    ]
     one = decide(store, model, PeopleGate(least_raters=2, least_ratings=PROMPTS))
     assert (one.outcome, one.why) == ("not enough ratings", "6 ratings by 1 raters who read; 6 by 2 are needed")
     both = [*points(found, 1, 4, 2), *points(found, 2, 4, 2)]
@@ -243,6 +249,21 @@ def test_the_gate_tells_too_few_ratings_from_bad_ones(store, found, pairs):
     assert (bad.outcome, bad.why) == ("fail", "coherence>=3: NOT met, 2.00 [2.00, 2.00]")
     assert decide(store, "0" * 64, wanted).outcome == "not enough ratings"
     assert decide(store, model, wanted, "0" * 64).why == "nobody has rated it beside its rival"
+
+
+def test_retraining_waits_for_as_many_ratings_as_the_gate_of_people(store, found):
+    model = next(store.at(*ref.label.split("/")) for ref in found.request.inputs)
+    asked = ("coherence>=3.0", "coherence.low>=3.0")
+    assert ratings_on(store, model, asked) == (None, None)
+    publish(store, found, points(found, 1, 4, 2))
+    assert ratings_on(store, model, asked) == (None, None), "6 by 1"
+    publish(store, found, points(found, 1, 4, 2) + points(found, 2, 4, 2)[:3])
+    assert ratings_on(store, model, asked) == (None, None), "9 by 2"
+    enough, _ = publish(store, found, points(found, 1, 4, 2) + points(found, 2, 4, 2))
+    ratings, verdicts = ratings_on(store, model, asked)
+    assert ratings.label == enough.label
+    assert [met for _, met in verdicts] == [True, True]
+    assert ratings_on(store, model, ()) == (None, None)
 
 
 def test_the_gate_fails_a_model_whose_rival_is_preferred_with_confidence(store, found, pairs):
