@@ -175,13 +175,13 @@ def test_draws_do_not_depend_on_how_many_are_taken_at_a_time(monkeypatch: pytest
 
 
 def test_sources_are_files_whatever_the_piece() -> None:
-    names = ["a.txt", "b.jsonl#0", "b.jsonl#1", "b.jsonl#12#3", "", "c#d"]
+    names = ["a.txt", "b.jsonl:1", "b.jsonl:2", "b.jsonl:12#3", "", "c#d"]
     n = np.array([10, 20, 20, 40, 5, 1])
     table = pa.table(
         {
             "document": [f"d{n}" for n in range(len(names))],
             "source": names,
-            "parent": ["d0", "d1", "d2", "b.jsonl#12", "d4", "d5"],
+            "parent": ["d0", "d1", "d2", "b.jsonl:12", "d4", "d5"],
             **dict.fromkeys(("n_tokens", "n_bytes", "n_chars"), n),
             "correct": n // 2,
             "nats": n * np.array([1.0, 2.0, 3.0, 4.0, 9.0, 7.0]),
