@@ -110,6 +110,11 @@ def generate_batch(
     return new
 
 
+def window_of(ids: list[int], context: int) -> list[int]:
+    """What is read of a text: all of it, or the last half of the context where it is longer than that."""
+    return ids if len(ids) <= context else ids[-max(1, context // 2) :]
+
+
 class Writer:
     """An iterator over steps: which token each row that is not finished wrote, by row. Arguments as of `generate`."""
 
@@ -206,8 +211,7 @@ class Writer:
         """
         self._in_cache = self._open
         for row in self._in_cache:
-            if len(self._windows[row]) > self._context:
-                self._windows[row] = self._windows[row][-max(1, self._context // 2) :]
+            self._windows[row] = window_of(self._windows[row], self._context)
         places: dict[tuple[int, ...], int] = {}
         of_row = [places.setdefault(tuple(self._windows[row]), len(places)) for row in self._in_cache]
         longest = max(map(len, places))

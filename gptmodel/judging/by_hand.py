@@ -76,16 +76,18 @@ class Loss:
 def next_choices(model: GPT, text: str, decoding: DecodingConfig) -> tuple[list[Choice], int]:
     """Every token of GPT-2's vocabulary from the likeliest down, and how many of them decoding may take.
 
-    An empty text is gone on with from the end-of-text token. Of a text longer than the context its end is read.
-    ConfigError for a model of another vocabulary, DataError for text that is not valid Unicode.
+    An empty text is gone on with from the end-of-text token. Of a text longer than the context its end is
+    read, as much as `generate` reads. ConfigError for a model of another vocabulary, DataError for text that is not
+    valid Unicode.
     """
     import torch
 
+    from gptmodel.generate import window_of
     from gptmodel.sampling import choices, penalize_repeated
 
     _check_vocabulary(model)
     ids = gpt2().encode(text).tolist() or [gpt2().end_token]
-    logits_V = _logits(model, ids[-model.config.context_length :])[-1]
+    logits_V = _logits(model, window_of(ids, model.config.context_length))[-1]
     probs_V = logits_V.double().softmax(-1)
     bent_V = logits_V[: gpt2().vocab_size]
     if decoding.repetition_penalty != 1:

@@ -14,6 +14,7 @@ from click.testing import CliRunner, Result
 from flows.__main__ import cli
 from gptmodel.config import DecodingConfig, ModelConfig
 from gptmodel.errors import ConfigError, DataError
+from gptmodel.generate import generate
 from gptmodel.judging.by_hand import loss_of, next_choices
 from gptmodel.loss import cross_entropy
 from gptmodel.model import GPT
@@ -35,6 +36,12 @@ def model() -> GPT:
 
 def typed(*words: str, text: str = "") -> Result:
     return CliRunner().invoke(cli, list(words), input=text)
+
+
+def draw_words(draw: torch.Generator, count: int) -> list[str]:
+    """Words of one token each."""
+    words = ("every", "effort", "you", "like", "chocolate", "moves", "the", "of")
+    return [words[i] for i in torch.randint(len(words), (count,), generator=draw).tolist()]
 
 
 def test_the_loss_is_the_mean_over_the_shifted_targets_of_all_texts(model: GPT) -> None:
@@ -84,6 +91,21 @@ def test_next_shows_what_is_drawn(model: GPT, decoding: DecodingConfig) -> None:
     likeliest = max(shares, key=lambda token: shares[token])
     share = drawn.count(likeliest) / 200
     assert abs(share - shares[likeliest]) < 4 * math.sqrt(0.25 / 200)
+
+
+@pytest.mark.parametrize("n_tokens", [8, 16, 17, 30])
+def test_next_reads_what_generate_reads(n_tokens: int) -> None:
+    """Beyond the context of 16 too, where writing keeps the last 8 tokens."""
+    model = GPT(ModelConfig(n_layer=1, n_head=2, n_embd=16, context_length=16), seed=1)
+    with torch.no_grad():
+        model.wpe.weight.mul_(20)  # else the place of a token matters little
+    draw = torch.Generator().manual_seed(n_tokens)
+    for _ in range(5):
+        text = "".join(f" {word}" for word in draw_words(draw, n_tokens))
+        ids = gpt2().encode(text).tolist()
+        assert len(ids) == n_tokens
+        greedy = DecodingConfig(temperature=0.0, max_new_tokens=1)
+        assert next_choices(model, text, greedy)[0][0].token == generate(model, ids, decoding=greedy)[0]
 
 
 def test_a_penalty_takes_from_tokens_that_were_read(model: GPT) -> None:
