@@ -43,10 +43,11 @@ def repeated(texts: Sequence[Text], n: int) -> float | None:
 def repetition(samples: Sequence[dict[str, Any]]) -> dict[str, float]:
     """distinct_1 to distinct_4, repeated_4 and self_bleu of samples with `text`; what is not defined is left out.
 
-    Greedy samples of one prompt are all the same text, so one stands for them.
+    Greedy samples of one prompt and decoding are all the same text, so one stands for them. Decodings of one name may
+    end elsewhere, so the text tells them apart.
     """
-    greedy = {(s["prompt"], s["decoding"]): s["text"] for s in samples if s["temperature"] == 0}
-    texts = [*greedy.values(), *(s["text"] for s in samples if s["temperature"] != 0)]
+    greedy = dict.fromkeys((s["prompt"], s["decoding"], s["text"]) for s in samples if s["temperature"] == 0)
+    texts = [*(text for *_, text in greedy), *(s["text"] for s in samples if s["temperature"] != 0)]
     ids = [gpt2().encode(text).tolist() for text in texts]
     found = {f"distinct_{n}": distinct(ids, n) for n in range(1, 5)}
     found |= {"repeated_4": repeated(ids, 4), "self_bleu": self_bleu(ids)}

@@ -90,3 +90,12 @@ def test_repetition_of_samples_counts_greedy_ones_once() -> None:
     assert repetition([drawn, drawn])["distinct_1"] == 0.5
     assert repetition([drawn, drawn])["self_bleu"] == pytest.approx(1.0)
     assert set(repetition([{**drawn, "text": "six"}])) == {"distinct_1"}
+
+
+def test_greedy_samples_of_other_decodings_are_texts_of_their_own() -> None:
+    """Two of one name that stop elsewhere: no one of them may stand for the other."""
+    short = {"prompt": "p", "decoding": "greedy", "temperature": 0, "max_new_tokens": 7, "text": "a b c d e f g"}
+    long = {**short, "max_new_tokens": 12, "text": "x" + " x" * 11}
+    alone = [repetition([sample])["repeated_4"] for sample in (short, long)]
+    assert repetition([short, short, long, long])["repeated_4"] == pytest.approx(sum(alone) / 2)
+    assert repetition([short, {**short, "longest_match": "a"}]) == repetition([short]), "what was found in it aside"
