@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from gptmodel.markdown_text import counted
 from gptmodel.pages.card_facts import Facts
 
@@ -66,10 +68,32 @@ def _limits_of_training(facts: Facts) -> list[str]:
         asked = facts.corpus.request.config
         said.append(
             f"A document is for validation if a keyed hash of its text falls below {asked['validation_fraction']:g}. "
-            "Only exact duplicates were dropped, so the two sides may share passages."
+            f"{_kept_apart(asked)}{_cut(facts.corpus.summary)}"
         )
         if asked["source"]["kind"] == "embedded":
             said.append("Its text is presidential addresses alone: it knows their manner, and no other.")
     if facts.train["publish"] == "best":
-        said.append("The step was chosen by validation loss, so figures on validation data are a little too good.")
+        said.append(_chosen_by(facts.shards.request.config if facts.shards else {}))
     return said
+
+
+def _kept_apart(asked: dict[str, Any]) -> str:
+    if asked.get("near_duplicates", "keep") == "keep":
+        return "Only exact duplicates were dropped, so the two sides may share passages."
+    return (
+        f"Training documents nearly equal ({asked.get('similarity', 0.8):g} or more) to a validation document were "
+        "left out, but shorter passages may be on both sides."
+    )
+
+
+def _cut(summary: dict[str, Any]) -> str:
+    return " Pieces of one text that was cut may stand on both sides." if summary.get("cut_documents") else ""
+
+
+def _chosen_by(shards: dict[str, Any]) -> str:
+    if shards.get("side", "all") == "training":
+        return (
+            f"The step was chosen by the loss on {shards['selection_fraction']:.0%} of the training documents, so "
+            "figures on these are a little too good; held-out documents had no part in it."
+        )
+    return "The step was chosen by validation loss, so figures on validation data are a little too good."

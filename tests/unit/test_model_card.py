@@ -19,6 +19,7 @@ from gptmodel.config import ModelConfig, TrainConfig, recipe
 from gptmodel.errors import ArtifactError
 from gptmodel.pages.card import DESCRIPTION_CHARS, card_text, description_text
 from gptmodel.pages.card_facts import Facts, facts_of
+from gptmodel.pages.card_limits import limits
 from gptmodel.pages.card_sections import data
 from gptmodel.store.artifacts import Artifact, Request, Store
 
@@ -294,6 +295,35 @@ def test_sources_are_named_and_what_was_dropped_is_counted() -> None:
     )
     http = {"kind": "http", "paths": ["a|b.txt"]}
     assert told(http, {"urls": ["https://x/a"]})[0].startswith("Downloads: `a¦b.txt`. From `https://x/a`.")
+
+
+def test_limits_tell_what_was_kept_apart_and_what_the_step_was_chosen_by(store: Store) -> None:
+    model = checkpoint(store, train={"publish": "best"})
+    plain = facts_of(store, model)
+
+    def limits_of(corpus: dict[str, Any], shards: dict[str, Any], cut: int = 0) -> str:
+        changed = {"corpus": corpus, "shards": shards}
+        chain = [
+            replace(
+                each,
+                request=replace(each.request, config=each.request.config | changed.get(each.kind, {})),
+                summary=each.summary | {"cut_documents": cut},
+            )
+            for each in plain.chain
+        ]
+        return limits(replace(plain, chain=tuple(chain)))
+
+    kept = limits_of({}, {})
+    assert "Only exact duplicates were dropped" in kept
+    assert "chosen by validation loss, so figures on validation data are a little too good" in kept
+    assert "pieces" not in kept.lower()
+    apart = limits_of({"near_duplicates": "apart", "similarity": 0.7}, {}, cut=2)
+    assert "Only exact" not in apart
+    assert "nearly equal (0.7 or more) to a validation document were left out, but shorter passages may be" in apart
+    assert "Pieces of one text that was cut may stand on both sides." in apart
+    nightly = limits_of({}, {"side": "training", "selection_fraction": 0.05})
+    assert "figures on validation data are a little too good" not in nightly
+    assert "chosen by the loss on 5% of the training documents" in nightly
 
 
 def test_the_command_prints_it(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
