@@ -181,20 +181,21 @@ def _advice(what: str, given: dict[str, Any]) -> tuple[list[Section], dict[str, 
     own = _law(given["law"], config)
     if not 1e12 <= flops <= 1e30:
         raise ConfigError(f"--best-for is {flops:g}; give floating-point operations from 1e12 to 1e30, such as 1e18")
+    if own and config:
+        own = own.beside(config.model)
     found = own.advise(flops) if own else advise(flops)
+    counts = own.counts if own else "all"
     source = f"fitted to own runs, {own.label}" if own else f"{BESIROGLU.name}, {BESIROGLU.source}"
     if plot is not None and (plot.is_dir() or not plot.absolute().parent.is_dir()):
         raise ConfigError(f"--plot is {plot}; give a file in a folder that is there, such as best.png")
     if plot is not None:
         from gptmodel.planning.pictures import save_advice
 
-        save_advice(found, plot)
-    counts = own.counts if own else "all"
-    words, told = [advice_section(found, source, SAID[counts])], {**asdict(found), "law": source}
+        save_advice(found, plot, counts)
+    words, told = [advice_section(found, source, SAID[counts])], {**asdict(found), "law": source, "counts": counts}
     if config is not None:
         shape = suggest(found, own.law if own else BESIROGLU, config, _named(what, given), counts)
-        n = shape.n_params if counts == "all" else shape.n_blocks
-        words.append(shape_section(shape, found, config.name, n))
+        words.append(shape_section(shape, found, config.name, counts))
         told["shape"] = {**asdict(shape), "rule": RULE}
     return words, told
 

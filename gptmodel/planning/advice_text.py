@@ -41,10 +41,12 @@ def advice_section(advice: Advice, source: str, counts: str = "all parameters") 
     return Section(f"Best use of {advice.flops:.3g} FLOPs", rows)
 
 
-def shape_section(found: Suggestion, advice: Advice, name: str, n: float) -> Section:
-    """A shape near the advice and its training; `n` are its parameters as the law counts them, `name` the settings."""
+def shape_section(found: Suggestion, advice: Advice, name: str, counts: str = "all") -> Section:
+    """A shape near the advice and its training; `counts` is what the law's N counts, `name` the settings."""
+    n = found.n_params if counts == "all" else found.n_blocks
     off = max(n / advice.n_params, advice.n_params / n)
-    far = f"; {off:,.3g} times what is advised: no shape of the rule is nearer" if off > _NEAR else ""
+    none = "no shape of the rule is nearer" if counts == "all" else "no nearer shape of the rule has a lower loss"
+    far = f"; {off:,.3g} times what is advised: {none}" if off > _NEAR else ""
     rows = [
         ("shape", found.shape, f"layers x width x heads; {RULE}"),
         ("parameters", count(found.n_params), f"{count(found.n_blocks)} without embeddings{far}"),

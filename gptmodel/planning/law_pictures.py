@@ -35,6 +35,10 @@ def _n(law: OwnLaw, point: dict[str, Any]) -> float:
     return law.of(point["n_params"], point["n_blocks"])
 
 
+def _spent(law: OwnLaw, point: dict[str, Any]) -> float:
+    return 6 * (_n(law, point) + law.law.embeddings(_n(law, point))) * float(point["n_tokens"])
+
+
 def _isoflop(theme: Theme, law: OwnLaw, points: list[dict[str, Any]], best_for: float) -> Any:
     what = "parameters" if law.counts == "all" else "parameters without embeddings"
     figure, axes = new_figure(
@@ -42,21 +46,21 @@ def _isoflop(theme: Theme, law: OwnLaw, points: list[dict[str, Any]], best_for: 
     )
     sizes = [_n(law, point) for point in points]
     groups = budgets_of(points)
-    # 6ND holds for N with embeddings; a law that leaves them out is drawn at the tokens that its own 6ND leaves.
-    spent = [float(np.exp(np.mean([np.log(6 * _n(law, p) * p["n_tokens"]) for p in group]))) for _, group in groups]
+    # A law that leaves embeddings out is drawn at what its sizes cost in shapes of the rule, not in the ladder's.
+    spent = [float(np.exp(np.mean([np.log(_spent(law, p)) for p in group]))) for _, group in groups]
     every = [*spent, *([best_for] if best_for else [])]
     for number, (flops, colour) in enumerate(zip(every, _shades(len(every), theme), strict=True)):
         is_asked = bool(best_for) and number == len(every) - 1
-        best, _ = law.law.optimum(flops)
+        best, tokens = law.law.optimum(flops)
         low, high = (best / 8, best * 8) if is_asked else (min(sizes) / 1.6, max(sizes) * 1.6)
         grid = np.geomspace(low, high, 60)
-        losses = [law.law.loss(n, flops / 6 / n) for n in grid]
-        bands = [law.interval(lambda found, n=n, c=flops: found.loss(n, c / 6 / n)) for n in grid]  # type: ignore[misc]
+        losses = [law.law.loss(n, law.law.tokens(n, flops)) for n in grid]
+        bands = [law.interval(lambda found, n=n, c=flops: found.loss(n, found.tokens(n, c))) for n in grid]  # type: ignore[misc]
         name = f"{flops:.2g} FLOPs" + ("\n(extrapolated)" if is_asked else "")
         axes.plot(grid, losses, color=colour, linewidth=1.9, linestyle="--" if is_asked else "-", label=name)
         axes.fill_between(grid, *zip(*bands, strict=True), color=colour, alpha=0.16, linewidth=0)
         if low <= best <= high:  # else it is at a size that nobody tried
-            axes.plot([best], [law.law.loss(best, flops / 6 / best)], "*", color=colour, markersize=13,
+            axes.plot([best], [law.law.loss(best, tokens)], "*", color=colour, markersize=13,
                       markeredgecolor=theme.page, zorder=5)  # fmt: skip
         if not is_asked:
             mark = _MARKS[number % len(_MARKS)]

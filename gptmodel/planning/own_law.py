@@ -10,7 +10,7 @@ import json
 import logging
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
@@ -52,11 +52,16 @@ class OwnLaw:
         """The N that this law counts."""
         return n_params if self.counts == "all" else n_blocks
 
+    def beside(self, model: ModelConfig) -> OwnLaw:
+        """Itself, with what the embeddings of such models cost where its N leaves them out."""
+        rows = model.vocab_size + model.context_length
+        return self if self.counts == "all" else replace(self, law=replace(self.law, rows=rows))
+
     def interval(self, ask: Callable[[Additive], float]) -> tuple[float, float]:
         """Between what an answer lies; the answer itself twice where there are no resamples."""
         if not len(self.draws):
             return ask(self.law), ask(self.law)
-        answers = np.array([ask(Additive("", "", *row)) for row in self.draws.tolist()])
+        answers = np.array([ask(Additive("", "", *row, rows=self.law.rows)) for row in self.draws.tolist()])
         return interval(answers, self.freedom + 1, self.confidence)
 
     def outside(self, n_params: float, n_tokens: float) -> str:
@@ -213,7 +218,10 @@ def _law_of(told: Any, draws: list[list[float]], where: str, label: str) -> OwnL
     fitted = told.get("range") or {}
     n, d = (tuple(fitted.get(name, (0.0, math.inf))) for name in ("n", "d"))
     freedom, confidence = told.get("freedom", 1), told.get("confidence", 0.95)
-    return OwnLaw(law, told.get("counts", "all"), np.array(draws).reshape(-1, 5), freedom, confidence, n, d, label)
+    counts, bands = told.get("counts", "all"), np.array(draws).reshape(-1, 5)
+    run = (told.get("points") or [{}])[0]
+    tables = {name: run[name] for name in ("vocab_size", "context_length") if name in run}
+    return OwnLaw(law, counts, bands, freedom, confidence, n, d, label).beside(ModelConfig(**tables))
 
 
 def _is_above_0(value: Any) -> bool:

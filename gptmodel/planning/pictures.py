@@ -8,12 +8,13 @@ from gptmodel.pictures.style import LIGHT, counted, new_figure, with_legend, wri
 from gptmodel.planning.scaling import Advice
 
 
-def save_advice(advice: Advice, path: Path) -> None:
+def save_advice(advice: Advice, path: Path, counts: str = "all") -> None:
     """Draw it into a PNG file, whole or not at all. StorageError where it cannot be written."""
+    what = "parameters" if counts == "all" else "parameters without embeddings"
     figure, axes = new_figure(
         LIGHT,
         f"{advice.flops:.3g} FLOPs spent on models of different sizes",
-        "parameters (as many tokens as the budget then leaves)",
+        f"{what} (as many tokens as the budget then leaves)",
         "expected loss (nats per token)",
     )
     axes.plot([n for n, _, _ in advice.curve], [loss for _, _, loss in advice.curve], color=LIGHT.blue, linewidth=2.0)

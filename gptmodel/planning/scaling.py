@@ -12,10 +12,16 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from gptmodel.planning.own_law import OwnLaw
 
+ASPECTS = (1600 / 48, 768 / 12)
+"""Width over layers of GPT-2's largest and smallest model."""
+
 
 @dataclass(frozen=True)
 class Additive:
-    """L = E + A / N^alpha + B / D^beta; N counts all parameters."""
+    """L = E + A / N^alpha + B / D^beta; N counts all parameters, or leaves the embeddings out.
+
+    A token costs 6 operations for each parameter, embeddings too, whatever N counts.
+    """
 
     name: str
     source: str
@@ -24,16 +30,43 @@ class Additive:
     B: float
     alpha: float
     beta: float
+    rows: float = field(default=0, kw_only=True)
+    """Of the tables of tokens and positions, where N leaves them out; 0 where it counts them."""
 
     def loss(self, n_params: float, n_tokens: float) -> float:
         return float(self.E + self.A / n_params**self.alpha + self.B / n_tokens**self.beta)
 
+    def embeddings(self, n_params: float) -> float:
+        """What N leaves out: rows of the width that so many parameters in blocks have, about 12 L C^2 (as in Pearce and
+        Song 2024, arXiv:2406.12907), in the narrowest of GPT-2's forms, which leaves most to the blocks."""
+        return float(self.rows * (n_params * ASPECTS[0] / 12) ** (1 / 3))
+
+    def tokens(self, n_params: float, flops: float) -> float:
+        """D of a training of N on a budget."""
+        return flops / 6 / (n_params + self.embeddings(n_params))
+
     def optimum(self, flops: float) -> tuple[float, float]:
-        """(N, D) with the lowest loss among those with 6ND = flops (Hoffmann et al. 2022, equation 4)."""
+        """(N, D) with the lowest loss among those that cost so much (Hoffmann et al. 2022, equation 4)."""
+        if self.rows:
+            n_params = self._beside_embeddings(flops)
+            return n_params, self.tokens(n_params, flops)
         share = self.alpha + self.beta
         ratio = (self.alpha * self.A / (self.beta * self.B)) ** (1 / share)
         n_params = ratio * (flops / 6) ** (self.beta / share)
         return n_params, flops / 6 / n_params
+
+    def _beside_embeddings(self, flops: float) -> float:
+        """The N from which on a larger one costs more in tokens than it brings: the loss is convex in log N."""
+        low, high = -50.0, 100.0  # of log N
+        for _ in range(60):
+            middle = (low + high) / 2
+            n_params = math.exp(middle)
+            apart = self.embeddings(n_params)
+            grows = (n_params + apart / 3) / (n_params + apart)  # of the cost, in percent for one percent of N
+            brings = math.log(self.alpha * self.A) - self.alpha * middle
+            costs = math.log(self.beta * self.B * grows) - self.beta * math.log(self.tokens(n_params, flops))
+            low, high = (middle, high) if brings > costs else (low, middle)
+        return math.exp((low + high) / 2)
 
 
 @dataclass(frozen=True)
@@ -136,4 +169,4 @@ def budget_curve(law: Additive, flops: float, points: int = 41, width: float = 3
     """(N, D, loss) for sizes up to `width` times smaller and larger than the best."""
     best, _ = law.optimum(flops)
     sizes = [best * width ** (2 * place / (points - 1) - 1) for place in range(points)]
-    return [(size, flops / 6 / size, law.loss(size, flops / 6 / size)) for size in sizes]
+    return [(size, law.tokens(size, flops), law.loss(size, law.tokens(size, flops))) for size in sizes]

@@ -115,6 +115,12 @@ def test_what_the_law_counts_is_what_it_is_asked_with(fitted: Fitted, tmp_path: 
     counted = law_of(fit_evaluations(store, evaluations, replace(LADDER, counts="without-embeddings"))[0])
     assert counted.params == tuple(count_parameters(SHAPES[n]).without_embeddings for n in (0, 2))
     assert (counted.of(10, 3), law_of(law).of(10, 3)) == (3, 10)
+    for each, rows in ((counted, 500 + 64), (law_of(law), 0)):
+        advice = each.advise(1e12)
+        n = advice.n_params + rows * (advice.n_params * 100 / 36) ** (1 / 3)
+        assert 6 * n * advice.n_tokens == pytest.approx(1e12), "embeddings are paid, counted or not"
+        low, high = advice.intervals["n_params"]
+        assert low <= advice.n_params <= high
     again, reused = fit_evaluations(store, evaluations, LADDER)
     assert (reused, again.digest) == (True, law.digest)
     other, reused = fit_evaluations(store, evaluations, replace(LADDER, huber_delta=0.5))

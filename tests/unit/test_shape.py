@@ -6,6 +6,7 @@ import json
 import math
 import shlex
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
@@ -14,7 +15,7 @@ from flows.commands.plan import plan
 from gptmodel.arithmetic import count_parameters
 from gptmodel.config import ModelConfig, PipelineConfig
 from gptmodel.planning.advice_text import shape_section
-from gptmodel.planning.scaling import BESIROGLU, advise
+from gptmodel.planning.scaling import BESIROGLU, HOFFMANN, advise
 from gptmodel.planning.shape import shape_for, suggest
 from gptmodel.presets import GPT2_124M, GPT2_355M, GPT2_774M, GPT2_1558M, PRESETS
 from gptmodel.settings import load_config
@@ -68,11 +69,37 @@ def test_the_command_trains_the_shape_on_the_budget(flops: float, preset: str) -
     assert f"Train it: {told['command']}" in CliRunner().invoke(plan, words).stdout
 
 
+@pytest.mark.parametrize("flops", [1e14, 1e15, 1e18])
+def test_a_law_that_leaves_embeddings_out_is_asked_for_what_they_cost(flops: float, tmp_path: Path) -> None:
+    """A shape of other size has a higher loss, and its training costs the budget: its tables are paid too."""
+    file, counts = tmp_path / "law.json", "without-embeddings"
+    coefficients = {name: getattr(HOFFMANN, name) for name in ("E", "A", "B", "alpha", "beta")}
+    file.write_text(json.dumps({"counts": counts, "coefficients": coefficients}))
+    words = ("quickstart", "--best-for", f"{flops:g}", "--law", str(file), "--plot", str(tmp_path / "best.png"))
+    told = json.loads(CliRunner().invoke(plan, [*words, "--json"]).stdout)
+    config = settings_of(told["shape"]["command"])
+    counted, train = count_parameters(config.model), config.train
+    tokens = train.max_steps * train.batch_size * config.model.context_length
+    assert 6 * counted.total * tokens == pytest.approx(flops, abs=3.1 * counted.total * told["shape"]["step_tokens"])
+    assert (told["counts"], told["shape"]["n_blocks"]) == (counts, counted.without_embeddings)
+
+    def by_law(model: ModelConfig) -> float:
+        found = count_parameters(model)
+        return HOFFMANN.loss(found.without_embeddings, flops / 6 / found.total)
+
+    others = [shape_for(told["n_params"] * 2**power, config.model, counts) for power in (-2, -1, 1, 2)]
+    best = by_law(config.model)
+    assert told["shape"]["loss"] == pytest.approx(min(best, math.log(config.model.vocab_size)))
+    assert told["loss"] <= best <= min(map(by_law, others))
+    assert told["loss"] == min(loss for _, _, loss in told["curve"])
+    assert best < 1.05 * told["loss"], "the advice is of shapes that can be built"
+
+
 def test_a_budget_below_a_step_is_told_and_has_no_command() -> None:
     advice, base = advise(1e12), PRESETS["gpt2-124m"]()
     found = suggest(advice, BESIROGLU, base, ["--preset", "gpt2-124m"])
     assert (found.steps, found.n_tokens, found.command) == (0, 0, "")
-    rows = {what: f"{value} {note}" for what, value, note in shape_section(found, advice, base.name, 3.3e6).rows}
+    rows = {what: f"{value} {note}" for what, value, note in shape_section(found, advice, base.name).rows}
     assert "less than a step: a step has 524,288 tokens, as in gpt2-124m" in rows["training"]
     assert "no shape of the rule is nearer" in rows["parameters"]
     assert "settings" not in rows
