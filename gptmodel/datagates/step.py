@@ -16,7 +16,7 @@ from gptmodel.text.corpus import KIND as CORPUS
 from gptmodel.text.minhash import ALGORITHM
 
 KIND = "data-check"
-RECIPE_VERSION = 1
+RECIPE_VERSION = 2
 REPORT, PAGE = "report.json", "report.md"
 _GROWS = frozenset({"paths", "sha256", "revision", "last_year"})  # of a source: what another day has otherwise
 

@@ -266,6 +266,26 @@ def test_personal_data_is_found_and_not_shown(texts: Texts) -> None:
     assert finding(corpus, "pii", pii_share=0.5).state == "passed"
 
 
+@pytest.mark.parametrize(
+    ("text", "masked"),
+    [
+        ("4111 1111 1111 1111 123", ["41## #### #### ####"]),
+        ("Visa 4111 1111 1111 1111 12/27 CVV 123", ["41## #### #### ####"]),
+        ("3782 822463 10005 1234", ["37## ###### #####"]),
+        ("4111111111111111 123", ["41##############"]),
+        ("order 3312 4111-1111-1111-1111 4", ["41##-####-####-####"]),
+        ("4111 1111 1111 1111 5500 0055 5555 5559 12", ["41## #### #### ####", "55## #### #### ####"]),
+        ("IBAN: AT61 1904 3002 3457 3201 BIC: OPSKATWW", ["AT## #### #### #### ####"]),
+        ("BE68 5390 0754 7034 EUR 100", ["BE## #### #### ####"]),
+        ("GB82WEST12345698765432 GBP", ["GB##xxxx##############"]),
+        ("AB12 DE89 3704 0044 0532 0130 00 BIC COBADEFF", ["DE## #### #### #### #### ##"]),
+        ("BE68 5390 0754 70345 or XX61 1904 3002 3457 3201", []),
+    ],
+)
+def test_numbers_end_where_they_do_whatever_stands_beside_them(text: str, masked: list[str]) -> None:
+    assert [found.masked for found in find(text)] == masked
+
+
 @pytest.mark.parametrize("number", ["4111111111111112", "0000000000000000", "1234", "GB82WEST12345698765433"])
 def test_wrong_check_digits_are_no_personal_data(number: str) -> None:
     assert not is_card(number)
