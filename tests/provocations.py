@@ -50,6 +50,11 @@ AREAS: dict[str, list[Case]] = {
         Case("a text where a list is wanted", "run --set evaluate.prompts=hello", 2),
         Case("a value for a whole group", "run --set train=5", 2),
         Case("two settings that do not go together", "run --set train.batch_size=9", 2),
+        Case(
+            "a decay longer than what warm-up leaves",
+            "run --set train.optimizer.schedule=wsd --set train.optimizer.decay_steps=400",
+            2,
+        ),
         Case("heads that do not divide the width", "run --set model.n_head=5", 2),
         Case("a source that lacks its paths", "run --set corpus.source.kind=files", 2),
         Case("a preset misspelt", "run --preset quikstart", 2),

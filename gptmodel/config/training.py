@@ -29,7 +29,7 @@ class OptimizerConfig:
     warmup_steps: int = 100
     """Steps of linear warm-up from 0."""
     decay_steps: int = 0
-    """wsd: steps of decay at the end; 0 is a fifth of all steps."""
+    """wsd: steps of decay at the end, which warmup_steps must leave; 0 is a fifth of all steps."""
     beta1: float = 0.9
     """Decay of the first moment."""
     beta2: float = 0.95
@@ -147,6 +147,7 @@ class TrainConfig:
             "max_spikes",
         )
         at_least_zero = ("processes", "threads", "eval_tokens", "early_stop_evals")
+        warmup = self.optimizer.warmup_steps
         check(
             self,
             [
@@ -168,6 +169,12 @@ class TrainConfig:
                     self.processes > 0 and self.batch_size % (self.micro_batch_size * self.processes or 1) != 0,
                     f"batch_size {self.batch_size} is not a multiple of micro_batch_size x processes "
                     f"({self.micro_batch_size} x {self.processes})",
+                ),
+                (
+                    self.optimizer.schedule == "wsd" and 0 < self.optimizer.decay_steps > self.max_steps - warmup,
+                    f"max_steps {self.max_steps} is less than optimizer.warmup_steps {warmup} and "
+                    f"optimizer.decay_steps {self.optimizer.decay_steps} together, so the learning rate would jump; "
+                    "lower one of them, or set decay_steps=0 for a fifth of the steps",
                 ),
             ],
         )

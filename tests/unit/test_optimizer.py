@@ -5,12 +5,14 @@ from __future__ import annotations
 import math
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
-from gptmodel.config import ModelConfig, OptimizerConfig, recipe
+from gptmodel.config import ModelConfig, OptimizerConfig, TrainConfig, recipe
+from gptmodel.errors import ConfigError
 from gptmodel.model import GPT
 from gptmodel.training.checkpoint import Checkpointer, TrainState
 from gptmodel.training.optimizer import learning_rate, make_optimizer
@@ -48,6 +50,18 @@ def test_wsd_is_flat_then_falls_in_a_line() -> None:
     assert rates[10:81] == [1.0] * 71
     assert rates[90] == pytest.approx(0.5)
     assert rates[100] == 0.0
+
+
+def test_a_decay_that_would_begin_before_the_warmup_ends_is_refused() -> None:
+    """At step 30 the rate would fall from its peak to 0.7 of it."""
+    long = OptimizerConfig(schedule="wsd", warmup_steps=30, decay_steps=400)
+    told = "max_steps 300 is less than optimizer.warmup_steps 30 and optimizer.decay_steps 400 together"
+    with pytest.raises(ConfigError, match=told):
+        TrainConfig(max_steps=300, optimizer=long)
+    for steps, fits in ((430, long), (300, replace(long, schedule="cosine")), (20, replace(long, decay_steps=0))):
+        assert TrainConfig(max_steps=steps, optimizer=fits).max_steps == steps
+    rates = [learning_rate(long, step, 430) for step in range(430)]
+    assert rates[30] == pytest.approx(rates[29]) == pytest.approx(max(rates))
 
 
 def test_constant_stays() -> None:
