@@ -27,7 +27,7 @@ _MARKS = {True: "✓ equal", False: "≠ differs", None: "–"}
 
 
 @task(name="reproduce", task_run_name="reproduce {model}", **STEP)
-def reproduce_model(model: str = "", steps: int = 0, threads: int = 0) -> dict[str, Any]:
+def reproduce_model(model: str = "", steps: int = 0, threads: int = 0, cached: bool = False) -> dict[str, Any]:
     """Make a model again in a temporary store. ArtifactError if it comes out otherwise."""
     store, logger = open_store(), get_run_logger()
     artifact = find_artifact(store, model) if model else find_model(store)
@@ -37,7 +37,7 @@ def reproduce_model(model: str = "", steps: int = 0, threads: int = 0) -> dict[s
     for note in plan.notes:
         logger.warning("%s", note)
     with shown():
-        verdict, _ = reproduce_apart(plan, say=logger.info)
+        verdict, _ = reproduce_apart(plan, cached=cached, say=logger.info)
     _show(verdict)
     note_verdict(store, artifact, verdict)
     if not verdict.equal:
