@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import shutil
+import time
 from pathlib import Path
 
 import numpy as np
@@ -364,6 +365,7 @@ def test_what_is_no_requirement_is_told(text):
 
 
 def test_lineage_verify_card_and_collector_know_ratings(store, models, found):
+    time.sleep(1.1)  # the card takes the newest, by the second
     artifact = publish(store, found, answers(found, 1, READER))[0]
     graph = Lineage(store).around(models[0].ref)
     assert {artifact.label, found.label} <= {node.id for node in graph.nodes}

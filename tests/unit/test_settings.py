@@ -120,7 +120,7 @@ def test_wrong_files(tmp_path: Path) -> None:
 
 _ODD = {
     "!!timestamp x": "'x' is no timestamp",
-    "!!bool x": "'x' is no bool",
+    "!!bool x": "train.max_steps is 'x'; give a whole number",
     "!!float ''": "'' is no float",
     "!!int x": "invalid literal",
     "[" * 3_000 + "]" * 3_000: "nested too deeply",

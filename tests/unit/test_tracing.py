@@ -388,7 +388,7 @@ def test_what_is_not_known_is_said(data: tuple[Store, Artifact]) -> None:
     with pytest.raises(ArtifactError, match="shards, and no training; name a checkpoint or a run"):
         find_training(store, data[1].label)
     with pytest.raises(
-        ArtifactError, match="trained by recipe 7, and the order of the data is known here for recipes 1 to 3"
+        ArtifactError, match="trained by recipe 7, and the order of the data is known here for recipes 1 to 4"
     ):
         finished_training(store, checkpoint(data, name="new", recipe_version=7))
 
