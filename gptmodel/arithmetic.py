@@ -124,8 +124,8 @@ def rule_of_six(n_params: int) -> int:
 
 def kept_probabilities(context_length: int) -> int:
     """Attention probabilities of one head and sequence that `gptmodel.attention` keeps for the way back."""
-    starts = range(0, context_length, _BLOCK)
-    return sum((min(start + _BLOCK, context_length) - start) * min(start + _BLOCK, context_length) for start in starts)
+    blocks, rest = divmod(context_length, _BLOCK)
+    return _BLOCK**2 * blocks * (blocks + 1) // 2 + rest * context_length
 
 
 def memory(

@@ -8,6 +8,7 @@ from typing import Any, ClassVar, Literal
 from gptmodel.checked import STRICT, check
 
 GPT2_VOCAB_SIZE = 50_257
+_MOST = {"vocab_size": 2**24, "context_length": 2**20, "n_layer": 10_000, "n_head": 2**20, "n_embd": 2**20}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,7 +40,11 @@ class ModelConfig:
             [
                 *(
                     (getattr(self, name) < 1, f"{name} is {getattr(self, name)}; give a whole number of at least 1")
-                    for name in ("vocab_size", "context_length", "n_layer", "n_head", "n_embd")
+                    for name in _MOST
+                ),
+                *(
+                    (getattr(self, name) > most, f"{name} is {getattr(self, name):,}; give at most {most:,}")
+                    for name, most in _MOST.items()
                 ),
                 (
                     self.n_head >= 1 and self.n_embd % self.n_head != 0,

@@ -10,6 +10,9 @@ from gptmodel.checked import STRICT, check
 from gptmodel.config.budget import BudgetConfig
 from gptmodel.config.decoding import DecodingConfig
 
+_MOST = 10**12  # of anything that is counted
+_MOST_SEQUENCES = 10**9
+
 
 @dataclass(frozen=True, kw_only=True)
 class OptimizerConfig:
@@ -44,6 +47,7 @@ class OptimizerConfig:
     LATER: ClassVar[Mapping[str, Any]] = {"kind": "adamw"}
 
     def __post_init__(self) -> None:
+        steps = ("warmup_steps", "decay_steps")
         check(
             self,
             [
@@ -55,8 +59,8 @@ class OptimizerConfig:
                     not 0 <= self.min_learning_rate_ratio <= 1,
                     f"min_learning_rate_ratio is {self.min_learning_rate_ratio}; give a share from 0 to 1",
                 ),
-                (self.warmup_steps < 0, f"warmup_steps is {self.warmup_steps}; give 0 or more"),
-                (self.decay_steps < 0, f"decay_steps is {self.decay_steps}; give 0 or more"),
+                *((getattr(self, n) < 0, f"{n} is {getattr(self, n)}; give 0 or more") for n in steps),
+                *((getattr(self, n) > _MOST, f"{n} is {getattr(self, n):,}; give at most {_MOST:,}") for n in steps),
                 *(
                     (not 0 <= getattr(self, b) < 1, f"{b} is {getattr(self, b)}; give 0 up to, not including, 1")
                     for b in ("beta1", "beta2")
@@ -147,6 +151,7 @@ class TrainConfig:
             "max_spikes",
         )
         at_least_zero = ("processes", "threads", "eval_tokens", "early_stop_evals")
+        most = dict.fromkeys((*at_least_one, *at_least_zero), _MOST) | {"batch_size": _MOST_SEQUENCES}
         warmup = self.optimizer.warmup_steps
         check(
             self,
@@ -156,6 +161,7 @@ class TrainConfig:
                     for n in at_least_one
                 ),
                 *((getattr(self, n) < 0, f"{n} is {getattr(self, n)}; give 0 or more") for n in at_least_zero),
+                *((getattr(self, n) > m, f"{n} is {getattr(self, n):,}; give at most {m:,}") for n, m in most.items()),
                 (not 0 <= self.seed < 2**63, f"seed is {self.seed}; give a whole number from 0 up to 2^63 - 1"),
                 (
                     not 0 <= self.spike_threshold < float("inf"),

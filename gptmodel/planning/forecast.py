@@ -21,7 +21,7 @@ from gptmodel.planning.measuring import SPARE, Trial
 from gptmodel.planning.rates import Bill, Hardware, Rates, bill
 from gptmodel.planning.scaling import Expected, expected_loss
 from gptmodel.store.space import shards_bytes, training_bytes, weights_bytes
-from gptmodel.training.pace import Pace, evaluated, saved
+from gptmodel.training.pace import Pace, evaluations, saves
 
 if TYPE_CHECKING:
     from gptmodel.planning.own_law import OwnLaw
@@ -179,8 +179,8 @@ def forecast(
         micro_batch_size=train.micro_batch_size,
         tokens=tokens,
         epochs=tokens / train_tokens if train_tokens else 0.0,
-        evaluations=len(evaluated(train)),
-        checkpoints=len(saved(train)),
+        evaluations=evaluations(train),
+        checkpoints=saves(train),
         memory=held,
         trial=trial,
         past=past,
@@ -189,7 +189,7 @@ def forecast(
         here=bill(device_hours, local.watts, local.per_hour, rates.pue, grams) if pace else None,
         offers=tuple(_offer(key, rates, config, total, devices, mfu, grams) for key in on or tuple(rates.hardware)),
         store_bytes=training_bytes(model, train),
-        kept_bytes=held.weights + min(train.keep_checkpoints, len(saved(train))) * (held.weights + held.optimizer),
+        kept_bytes=held.weights + min(train.keep_checkpoints, saves(train)) * (held.weights + held.optimizer),
         model_bytes=weights_bytes(parameters.total),
         text_bytes=int(tokens * BYTES_A_TOKEN),
         shard_bytes=shards_bytes(int(tokens * BYTES_A_TOKEN)),

@@ -5,6 +5,7 @@ Whichever it comes of, the whole is reckoned by one sum, `Pace.seconds`.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from gptmodel.config import TrainConfig
@@ -30,27 +31,35 @@ class Pace:
     def seconds(self, train: TrainConfig, done: int = 0) -> float:
         """From start to end; with `done`, what is still to come after so many steps, whose evaluation is not made."""
         steps = (train.max_steps - done) * self.step_seconds
-        evaluations = sum(step >= done for step in evaluated(train)) * self.evaluation_seconds
-        saves = sum(step >= done for step in saved(train)) * self.save_seconds
-        return (0.0 if done else self.start_seconds) + steps + evaluations + saves + self.end_seconds
+        evaluating = evaluations(train, done) * self.evaluation_seconds
+        saving = saves(train, done) * self.save_seconds
+        return (0.0 if done else self.start_seconds) + steps + evaluating + saving + self.end_seconds
 
 
-def evaluated(train: TrainConfig) -> list[int]:
-    """The steps after which a run is evaluated: before the first, at each multiple, and at the end."""
-    return sorted({0, train.max_steps, *range(train.eval_every, train.max_steps, train.eval_every)})
+def evaluations(train: TrainConfig, done: int = 0) -> int:
+    """How often a run is evaluated from step `done` on: before the first step, at each multiple, and at the end."""
+    return (done == 0) + _multiples(train.eval_every, train, done) + 1
 
 
-def saved(train: TrainConfig) -> list[int]:
-    """The steps after which it is saved, each evaluation counted where the best is published: as if all got better."""
-    every = {train.max_steps, *range(train.checkpoint_every, train.max_steps, train.checkpoint_every)}
+def saves(train: TrainConfig, done: int = 0) -> int:
+    """How often it is saved, each evaluation counted where the best is published: as if all got better."""
+    first = done == 0 and (train.publish == "best" or train.on_spike == "rollback")
+    between = _multiples(train.checkpoint_every, train, done)
     if train.publish == "best":
-        every |= set(evaluated(train))
-    return sorted(every | {0} if train.on_spike == "rollback" else every)
+        both = math.lcm(train.checkpoint_every, train.eval_every)
+        between += _multiples(train.eval_every, train, done) - _multiples(both, train, done)
+    return first + between + 1
 
 
 def saves_beside_steps(train: TrainConfig) -> bool:
     """Whether a checkpoint is written while steps go on, and not at the end alone."""
-    return any(0 < step < train.max_steps for step in saved(train))
+    every = min(train.checkpoint_every, train.eval_every) if train.publish == "best" else train.checkpoint_every
+    return every < train.max_steps
+
+
+def _multiples(every: int, train: TrainConfig, done: int) -> int:
+    """How many steps from `done` on are multiples of `every`, without the first and the last."""
+    return (train.max_steps - 1) // every - (max(1, done) - 1) // every
 
 
 def first_steps(max_steps: int) -> int:

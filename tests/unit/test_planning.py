@@ -92,6 +92,39 @@ def test_memory_of_one_part_is_its_share_of_weights_and_moments_and_what_is_gath
     )
 
 
+def test_the_attention_that_is_kept_is_counted_as_block_by_block() -> None:
+    for T in (1, 48, 255, 256, 257, 600, 1024, 2**20):
+        ends = [min(start + 256, T) for start in range(0, T, 256)]
+        assert kept_probabilities(T) == sum((end - start) * end for start, end in zip([0, *ends], ends, strict=False))
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ("train.max_steps=99999999999999999999999", "give at most 1,000,000,000,000"),
+        ("train.batch_size=10000000000", "give at most 1,000,000,000"),
+        ("train.optimizer.warmup_steps=1000000000001", "give at most 1,000,000,000,000"),
+        ("model.context_length=1000000000000", "give at most 1,048,576"),
+        ("model.vocab_size=100000000", "give at most 16,777,216"),
+        ("model.n_layer=10001", "give at most 10,000"),
+        ("model.n_embd=1200000", "give at most 1,048,576"),
+    ],
+)
+def test_a_plan_of_absurd_size_is_refused_in_one_line(given: str, said: str) -> None:
+    made = gptflow("smoke", "--no-measure", "--set", given)
+    assert isinstance(made.exception, ConfigError)
+    assert len(made.exception.problems) == 1
+    name, value = given.split("=")
+    assert f"{name} is {int(value):,}; {said}" in str(made.exception)
+
+
+def test_the_largest_plan_there_may_be_is_told_at_once() -> None:
+    sets = ("train.max_steps=1000000000000", "train.publish=best", "model.context_length=1048576", "train.eval_every=1")
+    made = gptflow("smoke", "--no-measure", "--json", *(f"--set={s}" for s in sets))
+    assert made.exit_code == 0, made.output
+    assert json.loads(made.output)["evaluations"] == 10**12 + 1
+
+
 @pytest.mark.parametrize("T", [48, 256, 600])
 def test_the_attention_that_is_kept_is_what_torch_saves(T: int) -> None:
     saved: list[torch.Tensor] = []

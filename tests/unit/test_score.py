@@ -6,7 +6,9 @@ import json
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
+from typing import Literal
 
 import pytest
 from click.testing import CliRunner
@@ -22,7 +24,7 @@ from gptmodel.planning.score import Score, bases, median_and_worst, past_scores,
 from gptmodel.pretraining.step import plan_training, pretrain, run_dir_of
 from gptmodel.settings import load_config
 from gptmodel.store.artifacts import Artifact, Store
-from gptmodel.training.pace import Pace, evaluated, first_steps, saved, saves_beside_steps
+from gptmodel.training.pace import Pace, evaluations, first_steps, saves, saves_beside_steps
 from gptmodel.training.stopwatch import FIRST_STEPS_FILE, Stopwatch
 from tests.unit.test_budget import TRIAL
 
@@ -168,10 +170,10 @@ def test_a_damaged_model_keeps_nobody_from_planning(ran: Ran, tiny: Tiny, tmp_pa
 
 def test_a_pace_counts_what_the_loop_does() -> None:
     train = TrainConfig(max_steps=25, eval_every=10, checkpoint_every=6, optimizer=OptimizerConfig(warmup_steps=1))
-    assert evaluated(train) == [0, 10, 20, 25]
-    assert saved(train) == [6, 12, 18, 24, 25]
-    assert saved(replace(train, publish="best")) == [0, 6, 10, 12, 18, 20, 24, 25]
-    assert saved(replace(train, on_spike="rollback")) == [0, 6, 12, 18, 24, 25]
+    assert evaluations(train) == len([0, 10, 20, 25])
+    assert saves(train) == len([6, 12, 18, 24, 25])
+    assert saves(replace(train, publish="best")) == len([0, 6, 10, 12, 18, 20, 24, 25])
+    assert saves(replace(train, on_spike="rollback")) == len([0, 6, 12, 18, 24, 25])
     assert [saves_beside_steps(replace(train, checkpoint_every=n)) for n in (6, 25)] == [True, False]
     pace = Pace(
         start_seconds=1000, step_seconds=1, evaluation_seconds=10, save_seconds=100, end_seconds=5, peak_memory_bytes=0
@@ -179,6 +181,24 @@ def test_a_pace_counts_what_the_loop_does() -> None:
     assert pace.seconds(train) == 1000 + 25 + 4 * 10 + 5 * 100 + 5
     assert pace.seconds(train, done=12) == 13 + 2 * 10 + 4 * 100 + 5
     assert [first_steps(n) for n in (1, 3, 4, 20, 300, 19_073)] == [0, 0, 3, 3, 15, 20]
+
+
+@pytest.mark.parametrize("on_spike", ["stop", "rollback"])
+@pytest.mark.parametrize("publish", ["last", "best"])
+@pytest.mark.parametrize("last", [1, 2, 12, 13, 24, 30])
+def test_what_is_counted_by_arithmetic_is_what_is_counted_step_by_step(
+    last: int, publish: Literal["last", "best"], on_spike: Literal["stop", "rollback"]
+) -> None:
+    for evaluate_every, save_every in product((1, 4, 6, 13, 50), repeat=2):
+        train = TrainConfig(max_steps=last, eval_every=evaluate_every, checkpoint_every=save_every)
+        train = replace(train, publish=publish, on_spike=on_spike)
+        evaluated = {0, last, *range(evaluate_every, last, evaluate_every)}
+        saved = {last, *range(save_every, last, save_every)} | (evaluated if publish == "best" else set())
+        saved |= {0} if on_spike == "rollback" else set()
+        assert saves_beside_steps(train) == any(0 < step < last for step in saved)
+        for done in range(last + 1):
+            assert evaluations(train, done) == sum(step >= done for step in evaluated)
+            assert saves(train, done) == sum(step >= done for step in saved)
 
 
 def test_the_forecast_of_the_first_steps_is_what_is_done_and_the_rest_at_their_pace(tmp_path: Path) -> None:
