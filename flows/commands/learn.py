@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from flows.commands.options import json_option, standard_input
+from flows.commands.options import Number, json_option, standard_input
 from gptmodel.errors import ConfigError
 from gptmodel.presets import PRESETS
 
@@ -45,12 +45,14 @@ def sampling_options(command: Command) -> Command:
     """The settings that decide which token comes next, as arguments of DecodingConfig; None where not given."""
     for option in (
         click.option(
-            "--repetition-penalty", type=float, help="Above 1: tokens that came before are less likely; 1: none."
+            "--repetition-penalty", type=Number(), help="Above 1: tokens that came before are less likely; 1: none."
         ),
-        click.option("--min-p", type=float, help="Keep tokens at least this share as likely as the likeliest; 0: all."),
-        click.option("--top-p", type=float, help="Keep the most likely tokens whose probabilities reach p; 1: all."),
+        click.option(
+            "--min-p", type=Number(), help="Keep tokens at least this share as likely as the likeliest; 0: all."
+        ),
+        click.option("--top-p", type=Number(), help="Keep the most likely tokens whose probabilities reach p; 1: all."),
         click.option("--top-k", type=int, help="Keep only the k most likely tokens; 0: all."),
-        click.option("--temperature", type=float, help="0 is greedy."),
+        click.option("--temperature", type=Number(), help="0 is greedy."),
     ):
         command = option(command)
     return command

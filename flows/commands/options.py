@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -17,6 +18,23 @@ json_option = click.option("--json", "as_json", is_flag=True, help="Print the re
 check_option = click.option(
     "--check/--no-check", default=None, help="Hash the data first; left out, only what is below 1 GB."
 )
+
+
+class Number(click.types.FloatParamType):
+    """A finite number: click's own takes NaN and infinity."""
+
+    def __init__(self, *, least: float = -math.inf, above: float = -math.inf) -> None:
+        self.least, self.above = least, above
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        found = float(super().convert(value, param, ctx))
+        if not math.isfinite(found):
+            self.fail(f"{value} is not finite; give a finite number", param, ctx)
+        if found < self.least:
+            self.fail(f"{value} is below {self.least:g}; give {self.least:g} or more", param, ctx)
+        if found <= self.above:
+            self.fail(f"{value} is not above {self.above:g}; give more", param, ctx)
+        return found
 
 
 def page_option(name: str) -> Callable[[Command], Command]:

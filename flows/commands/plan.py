@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from flows.commands.options import json_option
+from flows.commands.options import Number, json_option
 from flows.commands.settings_options import one_file
 from gptmodel.errors import ConfigError
 from gptmodel.planning.examples import EXAMPLES
@@ -30,10 +30,14 @@ if TYPE_CHECKING:
 @click.option("--trial-steps", default=5, show_default=True, help="How many steps to time.")
 @click.option("--on", multiple=True, metavar="HARDWARE", help="Reckon for this of the table; left out, for all.")
 @click.option("--devices", default=1, show_default=True, help="How many of them.")
-@click.option("--mfu", default=0.0, help="Share of their peak to reckon with, such as 0.4; left out, the table's.")
+@click.option(
+    "--mfu", type=Number(), default=0.0, help="Share of their peak to reckon with, such as 0.4; left out, the table's."
+)
 @click.option("--grid", default="world", show_default=True, help="Grid of the table, or grams of CO2 for a kWh.")
 @click.option("--rates", "rates_file", type=click.Path(path_type=Path), help="Your own table of prices and power.")
-@click.option("--best-for", metavar="FLOPS", type=float, help="Best model size and tokens for a budget of operations.")
+@click.option(
+    "--best-for", metavar="FLOPS", type=Number(), help="Best model size and tokens for a budget of operations."
+)
 @click.option("--plot", type=click.Path(path_type=Path), help="With --best-for: draw loss against size into this PNG.")
 @click.option("--law", default="", metavar="NAME", help="A fitted law: artifact, JSON file, or published (theirs).")
 @click.option("--report", is_flag=True, help="How far the forecasts of this store's past runs were off.")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from flows.commands.options import json_option
+from flows.commands.options import Number, json_option
 from gptmodel.errors import ConfigError, DataError, TrackingError
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ def rate() -> None:
 @click.option("--set", "sets", multiple=True, metavar="A.B=VALUE", help="Another setting, as decoding.top_k=50.")
 @click.option("--seed", type=int, help="Another seed is another round.")
 @click.option("--needed", type=click.IntRange(min=0), default=0, help="Answers that are enough; 0 is all of them.")
-@click.option("--days", type=float, default=7.0, show_default=True, help="How long there is time.")
+@click.option("--days", type=Number(above=0), default=7.0, show_default=True, help="How long there is time.")
 @click.option("--queue/--no-queue", default=True, help="Make queues in MLflow's Review page.")
 @click.option("--pairs/--no-pairs", default=True, help="With two or more models, ask which of two texts is better.")
 @click.option("--wait", is_flag=True, help="Wait for another run of the same, instead of refusing.")

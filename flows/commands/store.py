@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from flows.commands.options import json_option
+from flows.commands.options import Number, json_option
 from gptmodel.words import size
 
 if TYPE_CHECKING:
@@ -127,7 +127,7 @@ def unpin(name: str) -> None:
 
 
 @store.command()
-@click.option("--keep-days", type=click.FloatRange(min=0), default=7.0, show_default=True, help="Keep what is younger.")
+@click.option("--keep-days", type=Number(least=0), default=7.0, show_default=True, help="Keep what is younger.")
 @click.option("--keep-newest", type=click.IntRange(min=0), default=1, show_default=True, help="Keep so many models.")
 @click.option("--pins-only", is_flag=True, help="Do not ask MLflow: registered models are not kept then.")
 @click.option("--yes", is_flag=True, help="Delete without asking.")

@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from flows.commands.options import json_option
+from flows.commands.options import Number, json_option
 
 
 @click.command()
@@ -20,7 +20,7 @@ from flows.commands.options import json_option
 @click.option("--counts", type=click.Choice(["all", "without-embeddings"]), help="What the law's N counts.")
 @click.option("--resamples", type=int, help="Fits to losses drawn anew, for the intervals.")
 @click.option(
-    "--best-for", type=float, default=0.0, metavar="FLOPS", help="Advise for this; left out, 10 x the dearest."
+    "--best-for", type=Number(), default=0.0, metavar="FLOPS", help="Advise for this; left out, 10 x the dearest."
 )
 @click.option("--plots", type=click.Path(path_type=Path), help="Draw the curves into this folder.")
 @click.option("--wait", is_flag=True, help="Wait for another run of the same, instead of refusing.")

@@ -567,6 +567,10 @@ def test_the_commands(store: Store, made: dict[str, Artifact], monkeypatch: pyte
     assert len(dry["doomed"]) == 4
     assert "4 to delete" in gptflow(*asked)
     assert "add --yes" in gptflow(*asked)
+    for value in ("nan", "inf", "-inf", "-1", "1e400"):
+        refused = CliRunner().invoke(group, [*asked, "--keep-days", value, "--yes"])
+        assert refused.exit_code == 2
+        assert f"Invalid value for '--keep-days': {value} is" in refused.output
     assert len(store.directories()) == len(made), "without a yes nothing goes"
     done = gptflow(*asked, "--yes", "--json")
     assert [item["label"] for item in done["deleted"]] == [item["label"] for item in dry["doomed"]]

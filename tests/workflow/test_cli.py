@@ -6,14 +6,17 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import click
 import pytest
 import torch
 from click.testing import CliRunner
 
 from flows.__main__ import cli
+from flows.commands.options import Number
 from gptmodel.config import DecodingConfig, ModelConfig
 from gptmodel.model import GPT
 from gptmodel.store.artifacts import Request, Store
@@ -53,6 +56,22 @@ def test_every_command_has_help(command: str) -> None:
     assert done.exit_code == 0
     assert f"Usage: cli {command}" in done.stdout
     assert "--help" in done.stdout
+
+
+def options(command: click.Command) -> Iterator[click.Parameter]:
+    yield from command.params
+    for below in command.commands.values() if isinstance(command, click.Group) else ():
+        yield from options(below)
+
+
+def test_every_number_with_a_point_is_a_finite_one() -> None:
+    found = [option for option in options(cli) if "float" in option.type.name]
+    assert len(found) > 7
+    for option in found:
+        assert isinstance(option.type, Number), option.name
+        for value in ("nan", "inf", "-inf", "1e400"):
+            with pytest.raises(click.BadParameter, match=f"{value} is not finite"):
+                option.type.convert(value, option, None)
 
 
 @pytest.mark.slow  # 30 s of them for a Prefect server of its own; .ci/package does the same with the installed wheel
