@@ -21,6 +21,9 @@ from tasks.rating import (
     round_waited_for,
 )
 
+_MOST_DAYS = 3_650
+_DAY = 86_400
+
 
 @flow(name="human-eval", flow_run_name="let people rate")
 def human_eval(
@@ -52,8 +55,16 @@ def human_eval(
         wait: Wait for another run that makes the same, instead of refusing.
     """
     names = checked_raters(raters or [])
-    if days <= 0 or look_every < 1 or needed < 0:
-        raise ConfigError(f"days is {days}, look_every {look_every}, needed {needed}; give more than 0, 1 and 0")
+    if wrong := [
+        message
+        for right, message in (
+            (0 < days <= _MOST_DAYS, f"days is {days:g}; give more than 0 and at most {_MOST_DAYS:,}"),
+            (1 <= look_every <= _DAY, f"look_every is {look_every:g}; give seconds from 1 to {_DAY:,}"),
+            (needed >= 0, f"needed is {needed}; give 0 for all answers, or how many are enough"),
+        )
+        if not right
+    ]:
+        raise ConfigError(wrong)
     if queue and not names:
         raise ConfigError("nobody is named to rate; give raters, or queue=false for a round without MLflow's queues")
     if await_raters and not names and not needed:

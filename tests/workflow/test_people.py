@@ -8,6 +8,7 @@ import logging
 import os
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from mlflow.entities import AssessmentSource
 
 from gptmodel.config import DecodingConfig, PipelineConfig
 from gptmodel.criteria import CRITERIA, NAMES
-from gptmodel.errors import DataError
+from gptmodel.errors import ConfigError, DataError
 from gptmodel.pretraining.step import plan_training, pretrain
 from gptmodel.rating.journal import Journal, Opening
 from gptmodel.rating.rounds import RoundConfig, build_round, find_round, read_items
@@ -193,6 +194,29 @@ def test_when_time_is_up_what_is_rated_must_do(store: Store, tmp_path: Path) -> 
         human_eval(**asked)
     assert rate("import", str(filled(store, "dora", tmp_path))).exit_code == 0
     assert human_eval(**asked)["ratings"].summary["ratings"] == 1
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ({"days": float("nan")}, "days is nan; give more than 0"),
+        ({"days": 1e300}, "days is 1e+300; give more than 0 and at most 3,650"),
+        ({"days": -1.0}, "days is -1; give"),
+        ({"look_every": float("nan")}, "look_every is nan; give seconds"),
+        ({"look_every": float("inf")}, "look_every is inf; give seconds"),
+        ({"needed": -1}, "needed is -1; give"),
+    ],
+)
+def test_a_wrong_wish_is_named_before_a_round_is_made(store: Store, wrong: dict[str, Any], said: str) -> None:
+    from flows.human_eval import human_eval
+
+    before = store.directories("rating-round")
+    asked: dict[str, Any] = {"raters": ["eve"], "settings": replace(SMALL, seed=9), "queue": False, **wrong}
+    with pytest.raises(ConfigError) as told:
+        human_eval(**asked)
+    assert len(told.value.problems) == 1
+    assert str(told.value).startswith(said)
+    assert store.directories("rating-round") == before
 
 
 @pytest.mark.filterwarnings("ignore:.*Any type hint is inferred")
