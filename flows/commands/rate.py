@@ -117,7 +117,7 @@ def export(name: str, rater: str, target: Path, only_pairs: bool) -> None:
         raise ConfigError(f"{found.label} asks for no comparison; open it with `gptflow rate start` and two models")
     journal = Journal(store, found.path.name)
     number = journal.number_of(rater)
-    guide = target.with_suffix(".txt")
+    guide = target.with_suffix(".guide.txt" if target.suffix.lower() == ".txt" else ".txt")
     if target.exists() or guide.exists():
         raise DataError(f"{target if target.exists() else guide} is there already; give another name, or remove it")
     if only_pairs:

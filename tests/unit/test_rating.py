@@ -11,7 +11,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 
+from flows.commands.rate import rate
 from gptmodel.config import DecodingConfig, ModelConfig
 from gptmodel.criteria import NAMES
 from gptmodel.errors import ConfigError, DataError
@@ -24,7 +26,7 @@ from gptmodel.rating.gate import judge
 from gptmodel.rating.journal import Journal, Opening
 from gptmodel.rating.results import publish
 from gptmodel.rating.rounds import RoundConfig, build_round, in_order, models_of, read_items
-from gptmodel.rating.sheets import read_sheet, sheet_text
+from gptmodel.rating.sheets import guide_text, read_sheet, sheet_text
 from gptmodel.rating.statistics import bootstrap_weights, krippendorff_alpha, mean_interval, preference, sign_test
 from gptmodel.requirements import parse_requirement
 from gptmodel.store.artifacts import Artifact, Request, Store
@@ -257,6 +259,17 @@ def test_a_sheet_goes_out_and_comes_back(found, tmp_path, delimiter):
     assert ratings[0].comment == 'he said; "no",\nand left'
     assert ratings[0].scores == dict.fromkeys(NAMES, 3) | {"fluency": 4}
     assert {rating.rater for rating in ratings} == {2}
+
+
+@pytest.mark.parametrize(("name", "guide"), [("a.csv", "a.txt"), ("a.txt", "a.guide.txt"), ("a", "a.txt")])
+def test_a_sheet_and_its_guide_are_two_files(store, found, tmp_path, monkeypatch, name, guide):
+    monkeypatch.setenv("GPTFLOW_STORE", str(store.root))
+    sheet = tmp_path / name
+    done = CliRunner().invoke(rate, ["export", found.label, "--rater", "anna", "--to", str(sheet)])
+    assert f"{tmp_path / guide} says what to do" in done.output
+    assert {path.name for path in tmp_path.iterdir()} == {name, guide}
+    assert read_sheet(sheet, found, [1], read_items(found)) == []
+    assert (tmp_path / guide).read_text() == guide_text()
 
 
 def test_a_sheet_with_wrong_rows_names_each_and_gives_nothing(found, tmp_path):
