@@ -111,7 +111,7 @@ def ask_raters(
     waiting = (str(run.id),) if run is not None else ()
     wanted = needed or len(journal.raters()) * (len(items) + len(compared))
     deadline = (now + timedelta(days=days)).isoformat(timespec="seconds")
-    journal.open(Opening(now.isoformat(timespec="seconds"), deadline, wanted, waiting, bool(compared)))
+    journal.open(Opening(now.isoformat(timespec="seconds"), deadline, wanted, waiting, bool(compared), bool(raters)))
     rows = "\n".join(f"| rater-{number} | {' '.join(pages.get(number, []))} |" for number in numbers.values())
     many = f"{len(items)} texts" + (f" and {len(compared)} pairs" if compared else "")
     head = f"# Rating of {', '.join(models_of(found))}\n\n{many} each, until {deadline}."

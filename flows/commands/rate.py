@@ -80,7 +80,7 @@ _pairs = click.option("--pairs", "only_pairs", is_flag=True, help="The pairs to 
 
 @rate.command()
 @_round
-@click.option("--rater", required=True, help="Your name, as the round was told.")
+@click.option("--rater", required=True, help="Your name, as `rate start` was told it.")
 @_pairs
 def terminal(name: str, rater: str, only_pairs: bool) -> None:
     """Rate at the keyboard: 1 to 5 for each question, then A or B. Leave at any time and go on: each key is saved."""
@@ -98,7 +98,7 @@ def terminal(name: str, rater: str, only_pairs: bool) -> None:
 
 @rate.command()
 @_round
-@click.option("--rater", required=True, help="Whose sheet.")
+@click.option("--rater", required=True, help="Whose sheet, as `rate start` was told the name.")
 @click.option("--to", "target", type=click.Path(path_type=Path, dir_okay=False), required=True, help="A CSV file.")
 @_pairs
 def export(name: str, rater: str, target: Path, only_pairs: bool) -> None:
@@ -116,7 +116,7 @@ def export(name: str, rater: str, target: Path, only_pairs: bool) -> None:
     if only_pairs and not pairs:
         raise ConfigError(f"{found.label} asks for no comparison; open it with `gptflow rate start` and two models")
     journal = Journal(store, found.path.name)
-    number = journal.number_of(rater)
+    number = journal.number_told(rater)
     guide = target.with_suffix(".guide.txt" if target.suffix.lower() == ".txt" else ".txt")
     if target.exists() or guide.exists():
         raise DataError(f"{target if target.exists() else guide} is there already; give another name, or remove it")

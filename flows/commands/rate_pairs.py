@@ -26,7 +26,7 @@ _SIDE_BY_SIDE = 80
 def compare_pairs(store: Store, found: Artifact, name: str, pairs: Sequence[Pair]) -> None:
     """Ask a rater for all pairs that he has not compared, in his order, until he leaves or is done."""
     journal, console = Journal(store, found.path.name), Console(highlight=False)
-    rater = journal.number_of(name)
+    rater = journal.number_told(name)
     order = pairs_in_order(found, rater, pairs)
     console.print(f"{QUESTION}\n[dim]{_KEYS}")
     waiting = [pair for pair in order if (rater, pair.id) not in journal.comparisons()]

@@ -25,7 +25,7 @@ _KEYS = f"{LOWEST} to {HIGHEST} rates, b goes back, c comments on this text, s c
 def rate_texts(store: Store, found: Artifact, name: str) -> bool:
     """Ask a rater for all texts that he has not rated, in his order, until he leaves or is done; whether he is done."""
     journal, console = Journal(store, found.path.name), Console(highlight=False)
-    rater = journal.number_of(name)
+    rater = journal.number_told(name)
     order = in_order(found, rater, read_items(found))
     _introduce(console)
     later: set[str] = set()

@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from typing import Any
 
+from gptmodel.config.problems import nearest
 from gptmodel.errors import ArtifactError, ConfigError
 from gptmodel.rating.deliveries import Comparison, Deliveries, Rating
 from gptmodel.store.artifacts import Store, write_atomic
@@ -36,6 +37,8 @@ class Opening:
     """Prefect runs that wait for it."""
     pairs: bool = False
     """Whether raters are asked to compare, too."""
+    named: bool = False
+    """Whether each rater was named when it was opened: nobody else rates."""
 
 
 class Journal:
@@ -63,6 +66,16 @@ class Journal:
             known.setdefault(name, len(known) + 1)
             write_atomic(self.folder / _RATERS, json.dumps(known, ensure_ascii=False, indent=2) + "\n")
         return known[name]
+
+    def number_told(self, name: str) -> int:
+        """As `number_of`, of who comes to rate. ConfigError where the round's raters were named, without this one."""
+        name, known, opening = checked_name(name), self.raters(), self.opening()
+        if opening is not None and opening.named and name not in known:
+            raise ConfigError(
+                f"rater {name!r} was not named to this round{nearest(name, known)}; there are {', '.join(known)}. "
+                "`gptflow rate start` with this --rater, and all else as before, adds one"
+            )
+        return self.number_of(name)
 
     def add(self, ratings: Iterable[Rating]) -> int:
         """Keep those that say something new, all or none; how many there were."""
@@ -104,7 +117,8 @@ class Journal:
             if (before := self.opening()) is not None:
                 runs = tuple(dict.fromkeys((*before.flow_runs, *opening.flow_runs)))
                 deadline = max(before.deadline, opening.deadline)
-                opening = Opening(before.opened, deadline, opening.needed, runs, opening.pairs or before.pairs)
+                pairs, named = opening.pairs or before.pairs, opening.named and before.named
+                opening = Opening(before.opened, deadline, opening.needed, runs, pairs, named)
             write_atomic(self.folder / _OPENED, json.dumps(asdict(opening), indent=2) + "\n")
         return opening
 

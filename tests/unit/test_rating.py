@@ -261,6 +261,27 @@ def test_a_sheet_goes_out_and_comes_back(found, tmp_path, delimiter):
     assert {rating.rater for rating in ratings} == {2}
 
 
+def test_a_misspelt_rater_is_not_a_new_one(store, found, tmp_path, monkeypatch):
+    apart = Store(shutil.copytree(store.root, tmp_path / "store"))
+    monkeypatch.setenv("GPTFLOW_STORE", str(apart.root))
+    shutil.rmtree(apart.root / ".ratings", ignore_errors=True)
+    journal = Journal(apart, found.path.name)
+    times = ("2026-01-01T00:00:00+00:00", "2999-01-01T00:00:00+00:00", 9, ())
+    for name in ("anna", "ben"):
+        journal.number_of(name)
+    journal.open(Opening(*times, named=True))
+    for words in (("export", "--rater", "ana", "--to", str(tmp_path / "a.csv")), ("terminal", "--rater", "ana")):
+        refused = CliRunner().invoke(rate, words)
+        assert isinstance(refused.exception, ConfigError)
+        assert "rater 'ana' was not named" in str(refused.exception)
+        assert "(did you mean anna?); there are anna, ben." in str(refused.exception)
+    assert journal.raters() == {"anna": 1, "ben": 2}
+    assert not (tmp_path / "a.csv").exists()
+    assert journal.number_told(" ben ") == 2
+    journal.open(Opening(*times))  # a round for whoever comes
+    assert journal.number_told("carl") == 3
+
+
 @pytest.mark.parametrize(("name", "guide"), [("a.csv", "a.txt"), ("a.txt", "a.guide.txt"), ("a", "a.txt")])
 def test_a_sheet_and_its_guide_are_two_files(store, found, tmp_path, monkeypatch, name, guide):
     monkeypatch.setenv("GPTFLOW_STORE", str(store.root))
