@@ -35,10 +35,13 @@ def benchmark(tasks: str, include_path: Path | None, as_json: bool, wait: bool, 
     """
     from gptmodel.config import BenchmarkConfig
     from gptmodel.judging.benchmark import check_installed
+    from gptmodel.settings import parse_config
 
     names = tuple(name.strip() for name in tasks.split(",") if name.strip())
     where = str(include_path.expanduser().absolute()) if include_path else ""
-    BenchmarkConfig(tasks=names, include_path=where, **asked)  # wrong settings are told before anything starts
+    parse_config(
+        {"tasks": names, "include_path": where, **asked}, BenchmarkConfig
+    )  # wrong settings are told before anything starts
     check_installed()
     from flows.benchmark import benchmark as flow
     from flows.commands.terminal import as_plain, show

@@ -68,6 +68,7 @@ def _as_yaml(found: Named, values: dict[tuple[str, ...], Any], *, explain: bool,
 def validate(files: tuple[Path, ...], preset: str, as_json: bool) -> None:
     """Check FILES of settings without running anything. Exit code 2 if one is wrong, and a line for each problem."""
     from gptmodel.config.known import of_layers
+    from gptmodel.markdown_text import counted
 
     told: list[dict[str, Any]] = []
     for file in files:
@@ -80,7 +81,9 @@ def validate(files: tuple[Path, ...], preset: str, as_json: bool) -> None:
         click.echo(json.dumps({"files": told}, ensure_ascii=False))
     for each in told if not as_json else ():
         if each["valid"]:
-            click.echo(f"{each['file']}: right; preset {each['preset']}, {each['changed']} settings of its own")
+            click.echo(
+                f"{each['file']}: right; preset {each['preset']}, {counted(each['changed'], 'setting')} of its own"
+            )
     problems = [problem for each in told for problem in each.get("problems", ())]
     if problems:
         raise ConfigError(problems)

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from gptmodel.store.artifacts import Artifact, Store
 
 _round = click.argument("name", metavar="[ROUND]", required=False, default="")
+_at_least_one = click.IntRange(min=1)
 
 
 @click.group()
@@ -53,6 +54,8 @@ def start(
     _, given = merge_layers("", sets=sets, cls=RoundConfig)
     given |= {name: value for name, value in named.items() if value not in (None, ())}
     settings = parse_config(given, RoundConfig)
+    if options["queue"] and not raters:
+        raise ConfigError("nobody is named to rate; name each with --rater, or give --no-queue for whoever comes")
     from flows.human_eval import human_eval
     from tasks.console import quiet_prefect, start_server_apart
 
@@ -222,8 +225,10 @@ def results(name: str, wanted: tuple[str, ...], model: str, as_json: bool) -> No
 @click.argument("model")
 @click.option("--against", "rival", default="", help="Another model: fails if raters prefer that one.")
 @click.option("--require", "wanted", multiple=True, metavar="C>=X", help="As coherence>=3.0, or coherence.low>=3.0.")
-@click.option("--raters", type=int, default=2, show_default=True, help="Raters who read; with fewer it does not pass.")
-@click.option("--ratings", type=int, default=10, show_default=True, help="Ratings of its texts; likewise.")
+@click.option(
+    "--raters", type=_at_least_one, default=2, show_default=True, help="Raters who read; with fewer it does not pass."
+)
+@click.option("--ratings", type=_at_least_one, default=10, show_default=True, help="Ratings of its texts; likewise.")
 @json_option
 def gate(model: str, rival: str, wanted: tuple[str, ...], raters: int, ratings: int, as_json: bool) -> None:
     """Whether people's newest ratings of MODEL let it pass. Exit code 1 if it fails, or too few have rated."""

@@ -135,7 +135,7 @@ def unpin(name: str) -> None:
 def gc(keep_days: float, keep_newest: int, pins_only: bool, yes: bool, as_json: bool) -> None:
     """Show what nobody wants any more, and delete it after a yes.
 
-    Kept are registered models, pinned artifacts, what was made or reused lately, what a run is using, all that these
+    Kept are registered models, pinned artifacts, what was made or reused lately, what a run is using, all that
     these were made from, and the evaluations of kept models. A training that was stopped goes only when it is older
     than --keep-days, not pinned, and its run is not unfinished in MLflow (delete the run there to let it go). Temporary
     stores that killed reproductions left go when they are older than --keep-days, and so do patches, package lists and

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from flows.commands.options import json_option
+from gptmodel.markdown_text import counted
 from gptmodel.progress import progress
 from gptmodel.words import size
 
@@ -117,6 +118,6 @@ def _tell(report: Report, mlflow: str, *, ok: bool, as_json: bool) -> None:
     click.echo(f"MLflow: {mlflow}")
     for number, difference in enumerate(report.differences):
         click.echo(f"{'also' if number else 'first difference'}: {difference}")
-    end = f"{len(report.differences):,} differences" if report.differences else "all as recorded"
+    end = counted(len(report.differences), "difference") if report.differences else "all as recorded"
     looked_at = size(report.bytes)
     click.echo(f"{end}; {report.files:,} files, {looked_at} in {report.seconds:.1f} s ({speed:.2f} GB/s)")

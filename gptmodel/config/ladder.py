@@ -40,12 +40,16 @@ class LadderConfig:
             self,
             [
                 (not self.sizes, "sizes names none; give shapes such as 2x64x2, 3x96x3, 4x128x4"),
-                (bool(wrong), f"size {wrong[:1]} is no shape; give layers x width x heads, such as 4x192x6"),
+                *(
+                    (True, f"size {size!r} is no shape; give layers x width x heads, such as 4x192x6")
+                    for size in wrong[:1]
+                ),
                 (len(set(self.sizes)) < len(self.sizes), "sizes names one twice; each is trained once a budget"),
                 (not self.budgets, "budgets names none; give operations such as 1e12"),
-                (
-                    not all(1e6 <= budget <= 1e30 for budget in self.budgets),
-                    f"budgets are {self.budgets}; give operations from 1e6 to 1e30, such as 1e12",
+                *(
+                    (True, f"budget {budget:g} is not from 1e6 to 1e30 operations; give one such as 1e12")
+                    for budget in self.budgets
+                    if not 1e6 <= budget <= 1e30
                 ),
                 (
                     len(set(self.budgets)) < len(self.budgets),

@@ -8,6 +8,7 @@ from gptmodel.arithmetic import count_parameters
 from gptmodel.config import ModelConfig, PipelineConfig
 from gptmodel.config.ladder import LadderConfig
 from gptmodel.errors import ConfigError, DataError
+from gptmodel.markdown_text import counted
 from gptmodel.planning.law_fit import LEAST_POINTS, Point, check_points
 
 LEAST_STEPS = 5
@@ -56,7 +57,7 @@ def rungs_of(base: PipelineConfig, ladder: LadderConfig) -> list[Rung]:
     if few := [rung for rung in rungs if rung.config.train.max_steps < LEAST_STEPS]:
         a_step = base.train.batch_size * base.model.context_length
         raise ConfigError(
-            f"{few[0]} is {few[0].config.train.max_steps} steps of {a_step:,} tokens, and a training needs "
+            f"{few[0]} is {counted(few[0].config.train.max_steps, 'step')} of {a_step:,} tokens, and a training needs "
             f"at least {LEAST_STEPS}; raise the budget, or leave the size out"
         )
     if len(rungs) < LEAST_POINTS:
@@ -70,7 +71,10 @@ def rungs_of(base: PipelineConfig, ladder: LadderConfig) -> list[Rung]:
 
 def _rung(base: PipelineConfig, ladder: LadderConfig, size: str, budget: float) -> Rung:
     n_layer, n_embd, n_head = (int(part) for part in size.split("x"))
-    model: ModelConfig = replace(base.model, n_layer=n_layer, n_embd=n_embd, n_head=n_head)
+    try:
+        model: ModelConfig = replace(base.model, n_layer=n_layer, n_embd=n_embd, n_head=n_head)
+    except ConfigError as error:
+        raise ConfigError([f"size {size}: {problem.partition(': ')[2]}" for problem in error.problems]) from None
     a_step = 6.0 * count_parameters(model).total * base.train.batch_size * model.context_length
     steps = max(1, round(budget / a_step))
     optimizer = replace(base.train.optimizer, warmup_steps=max(1, round(ladder.warmup_share * steps)))

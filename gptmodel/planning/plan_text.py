@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from gptmodel.markdown_text import counted
 from gptmodel.planning.examples import Example
 from gptmodel.planning.forecast import Forecast, Offer
 from gptmodel.planning.rates import Bill, Rates, bill
@@ -59,7 +60,11 @@ def _work(plan: Forecast) -> Section:
     return Section(
         "Work",
         [
-            ("steps", f"{plan.steps:,}", f"{plan.evaluations} evaluations, {plan.checkpoints} checkpoints"),
+            (
+                "steps",
+                f"{plan.steps:,}",
+                f"{counted(plan.evaluations, 'evaluation')}, {counted(plan.checkpoints, 'checkpoint')}",
+            ),
             ("tokens", count(plan.tokens), f"{plan.tokens / plan.parameters.total:.3g} for each parameter; {data}"),
             ("FLOPs a token", count(flops.exact), f"all matrix products, forward and back: {parts}"),
             ("FLOPs in all", f"{plan.total_flops:.3g}", f"by the rule 6ND {plan.flops_by_rule:.3g}"),

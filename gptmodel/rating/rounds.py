@@ -91,8 +91,11 @@ def build_round(
     ConfigError for models given twice, or none, or for passages without a corpus; DataError as from `draw_passages`,
     and for a prompt outside a model's vocabulary.
     """
-    if not models or len({model.digest for model in models}) < len(models):
-        raise ConfigError("a round needs at least one model, and each once" if models else "a round needs a model")
+    if not models:
+        raise ConfigError("a round needs a model")
+    digests = [model.digest for model in models]
+    if twice := [model.label for model in models if digests.count(model.digest) > 1]:
+        raise ConfigError(f"{' and '.join(dict.fromkeys(twice))}: the same model twice; give each model once")
     drawn = config.from_validation + 2 * config.checks
     if drawn and corpus is None:
         raise ConfigError("no corpus to draw passages from; name one, or set from_validation=0 and checks=0")

@@ -123,6 +123,9 @@ def test_the_largest_plan_there_may_be_is_told_at_once() -> None:
     made = gptflow("smoke", "--no-measure", "--json", *(f"--set={s}" for s in sets))
     assert made.exit_code == 0, made.output
     assert json.loads(made.output)["evaluations"] == 10**12 + 1
+    assert "1,000,000,000,001 evaluations" in " ".join(
+        gptflow("smoke", "--no-measure", *[f"--set={s}" for s in sets]).output.split()
+    )
 
 
 @pytest.mark.parametrize("T", [48, 256, 600])

@@ -204,6 +204,27 @@ def test_a_corpus_with_too_little_text_is_told(store, models):
         build_round(store, models, None, RoundConfig())
 
 
+def test_a_model_given_twice_is_named(store, models):
+    with pytest.raises(ConfigError, match=f"^{models[1].label}: the same model twice"):
+        build_round(store, [models[0], models[1], models[1]], None, SMALL)
+    with pytest.raises(ConfigError, match="needs a model"):
+        build_round(store, [], None, SMALL)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("start", "--prompt", "It"), "name each with --rater, or give --no-queue"),
+        (("gate", "checkpoint/1", "--raters", "0"), "Invalid value for '--raters': 0"),
+        (("gate", "checkpoint/1", "--ratings", "-1"), "Invalid value for '--ratings': -1"),
+    ],
+)
+def test_what_is_wrong_is_told_by_the_name_that_was_typed(words, said):
+    done = CliRunner().invoke(rate, words)
+    assert done.exit_code != 0
+    assert said in done.output + str(done.exception)
+
+
 def test_the_journal_keeps_what_was_said_through_a_kill(store):
     journal = Journal(store, "aaaa")
     assert [journal.number_of(name) for name in ("anna", "ben", "anna")] == [1, 2, 1]
