@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+import ctypes
 import logging
 import os
 import signal
+import subprocess
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+from unittest.mock import patch
 
 from gptmodel.errors import GptflowError
+
+_PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
 class _Quiet(logging.Filter):
@@ -54,21 +62,38 @@ def lost_server(error: BaseException) -> str:
 
 
 def start_server_apart() -> None:
-    """Start Prefect's temporary server, where one is needed, so that a Ctrl-C in the terminal does not reach it.
+    """Start Prefect's temporary server, where one is needed, so that a signal to the command's group does not reach it.
 
-    The terminal sends the signal to every process of the command; without its server the end of a run could not be
-    told, and each message that is lost would be a screenful.
+    A terminal's Ctrl-C goes to every process of the command, and so does the SIGTERM of `timeout`; without its server
+    the end of a run could not be told, and each message that is lost would be a screenful.
     """
     from prefect.settings import PREFECT_API_URL
 
     if PREFECT_API_URL.value():
         return
-    from prefect.server.api.server import (
-        SubprocessASGIServer,
-    )  # late: 3.5 s of processor
+    from prefect.server.api.server import SubprocessASGIServer  # late: 3.5 s of processor
 
-    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # a child is born with what its parent blocks
-    try:
-        SubprocessASGIServer().start()  # there is one in a process; the flow finds it running
-    finally:
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+    class Apart(SubprocessASGIServer):
+        def _run_uvicorn_command(self) -> subprocess.Popen[Any]:
+            tied = partial(subprocess.Popen, start_new_session=True, preexec_fn=_tie_to_parent())
+            with patch.object(subprocess, "Popen", tied):
+                return super()._run_uvicorn_command()
+
+    Apart().start()  # there is one in a process; the flow finds it running
+
+
+def _tie_to_parent() -> Callable[[], None]:
+    """What a child in a session of its own is to do first, so that it never outlives this process, however that ends.
+
+    Linux only; elsewhere the child is not tied.
+    """
+    parent, prctl = os.getpid(), getattr(ctypes.CDLL(None), "prctl", None)
+
+    def tie() -> None:
+        if prctl is None:
+            return
+        prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+        if os.getppid() != parent:  # it died meanwhile
+            os._exit(1)
+
+    return tie

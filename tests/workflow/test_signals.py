@@ -165,15 +165,18 @@ def test_a_second_ctrl_c_ends_at_once_and_leaves_no_torn_checkpoint(start: Any, 
 
 
 @pytest.mark.slow
-def test_ctrl_c_ends_a_command_that_has_its_own_prefect_server(start: Any, tmp_path: Path) -> None:
-    """The terminal signals all of the group, the server among them, and still the run can tell how it ended."""
+@pytest.mark.parametrize(("signum", "name"), [(2, "SIGINT"), (15, "SIGTERM")])
+def test_a_signal_to_the_group_ends_a_command_that_has_its_own_prefect_server(
+    start: Any, tmp_path: Path, signum: int, name: str
+) -> None:
+    """A terminal's Ctrl-C and `timeout` signal all of the group, and still the run can tell how it ended."""
     command = start("train.checkpoint_every=100000", words=("run",), own_server=True)
-    group = [p for p in psutil.process_iter() if in_group(p, command.process.pid)]
-    assert any("prefect.server.api.server:create_app" in p.cmdline() for p in group), "its server is in the group"
-    os.killpg(command.process.pid, signal.SIGINT)
-    assert command.end() == 130, command.said
+    server = server_of(command)
+    os.killpg(command.process.pid, signum)
+    assert command.end() == 128 + signum, command.said
     assert nothing_left(command)
-    assert command.lines[-1] == "gptflow: stopped by SIGINT; what is done is kept. Run the same command to go on"
+    assert not server.is_running()
+    assert command.lines[-1] == f"gptflow: stopped by {name}; what is done is kept. Run the same command to go on"
     (step,) = checkpoints(tmp_path).steps()
     checkpoints(tmp_path).weights_file(step)
     assert f"stopped after step {step} of 100000; saved" in command.said
@@ -183,14 +186,22 @@ def test_ctrl_c_ends_a_command_that_has_its_own_prefect_server(start: Any, tmp_p
 
 
 @pytest.mark.slow
+def test_a_command_that_is_killed_takes_its_own_prefect_server_along(start: Any) -> None:
+    command = start(own_server=True)
+    server = server_of(command)
+    command.process.kill()
+    assert psutil.wait_procs([server], 60) == ([server], [])
+    assert command.end() == -signal.SIGKILL
+    assert nothing_left(command)
+
+
+@pytest.mark.slow
 def test_a_prefect_server_that_is_gone_for_good_costs_no_finished_work(
     start: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PREFECT_CLIENT_MAX_RETRIES", "1")  # else it asks for 6 minutes: the server might come back
     command = start("train.max_steps=300", "train.eval_every=300", "train.checkpoint_every=300", own_server=True)
-    group = [p for p in psutil.process_iter() if in_group(p, command.process.pid)]
-    (server,) = [p for p in group if "prefect.server.api.server:create_app" in p.cmdline()]
-    server.kill()
+    server_of(command).kill()
     assert command.end() == 1, command.said
     assert nothing_left(command)
     assert "gptflow: the Prefect server (http://127.0.0.1:" in command.lines[-1]
@@ -205,11 +216,11 @@ def test_a_prefect_server_that_is_gone_for_good_costs_no_finished_work(
     assert manifest.read_bytes() == made
 
 
-def in_group(process: psutil.Process, group: int) -> bool:
-    try:
-        return os.getpgid(process.pid) == group
-    except ProcessLookupError:
-        return False
+def server_of(command: Command) -> psutil.Process:
+    """The Prefect server that the command started for itself."""
+    children = psutil.Process(command.process.pid).children()
+    (server,) = [p for p in children if "prefect.server.api.server:create_app" in p.cmdline()]
+    return server
 
 
 def told_by_prefect(database: Path) -> list[str]:
