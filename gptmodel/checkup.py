@@ -9,13 +9,15 @@ import importlib.metadata
 import os
 import shutil
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from gptmodel.errors import GptflowError, first_line
+from gptmodel.errors import GptflowError, StorageError, first_line
+from gptmodel.store.space import check_root
 from gptmodel.words import size
 
 _PYTHON = (3, 11)
@@ -49,8 +51,13 @@ def examine(store: Path) -> Iterator[Finding]:
         ("arithmetic", _arithmetic),
         ("GPU", _gpu),
     ]
+    broken = False
     for what, check in checks:
-        yield safely(what, check)
+        if what == "lock" and broken:
+            continue  # the same fault again
+        finding = safely(what, check)
+        broken = broken or (finding.what == "store" and finding.state == "bad")
+        yield finding
 
 
 def safely(what: str, check: Callable[[], Finding]) -> Finding:
@@ -111,9 +118,18 @@ def _corpus() -> Finding:
 
 
 def _store(store: Path) -> Finding:
+    advice = "export GPTFLOW_STORE=/a/folder/of/yours"
+    try:
+        check_root(store)
+    except StorageError as error:
+        return Finding("store", "bad", str(error).partition(";")[0], advice)
     place = next(path for path in (store.absolute(), *store.absolute().parents) if path.exists())
     if not os.access(place, os.W_OK):
-        return Finding("store", "bad", f"{place} is not writable", "export GPTFLOW_STORE=/a/folder/of/yours")
+        return Finding("store", "bad", f"{place} is not writable", advice)
+    try:
+        tempfile.TemporaryFile(dir=place).close()  # in /proc, root may write and yet nothing can be made
+    except OSError as error:
+        return Finding("store", "bad", f"nothing can be made in {place} ({error.strerror})", advice)
     found = os.statvfs(place)
     free = found.f_bavail * found.f_frsize
     said = f"{store.absolute()}, {size(free)} free"

@@ -13,6 +13,8 @@ from typing import Any
 from unittest.mock import patch
 
 from gptmodel.errors import GptflowError
+from gptmodel.store.artifacts import store_root
+from gptmodel.store.space import make_root
 
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
@@ -69,6 +71,7 @@ def start_server_apart() -> None:
     """
     from prefect.settings import PREFECT_API_URL
 
+    make_root(store_root())  # a store that cannot be one is told before anything starts
     if PREFECT_API_URL.value():
         return
     from prefect.server.api.server import SubprocessASGIServer  # late: 3.5 s of processor

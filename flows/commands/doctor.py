@@ -36,10 +36,10 @@ def doctor(as_json: bool) -> None:
 
 def _findings() -> Iterator[Finding]:
     from gptmodel.checkup import examine
-    from gptmodel.store.artifacts import open_store
+    from gptmodel.store.artifacts import store_root
     from tasks.operations.reachable import services
 
-    yield from examine(open_store().root)
+    yield from examine(store_root())
     yield from services()
 
 

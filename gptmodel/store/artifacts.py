@@ -38,7 +38,7 @@ from gptmodel.store.manifests import (
     regular_file,
 )
 from gptmodel.store.provenance import now, provenance
-from gptmodel.store.space import require, storage_errors, used_bytes
+from gptmodel.store.space import check_root, make_root, require, storage_errors, used_bytes
 from gptmodel.store.uses import no_collection, using
 
 __all__ = [
@@ -56,6 +56,7 @@ __all__ = [
     "load_artifact",
     "open_store",
     "sha256_file",
+    "store_root",
     "write_atomic",
 ]
 
@@ -123,6 +124,7 @@ class Store:
         labels = [f"{request.kind}/{building.name}", *(ref.label for ref in request.inputs)]
         with storage_errors(what, self.root, needed):
             require(0, self.root, what)
+            make_root(self.root)
             building.parent.mkdir(parents=True, exist_ok=True)
             with using(self.root, labels), exclusive(self.lock_path(request), what, wait=wait) as hold:
                 if (found := self._reused(request)) is not None:
@@ -235,9 +237,15 @@ class Store:
         return found
 
 
+def store_root() -> Path:
+    """What GPTFLOW_STORE names, or `./store`."""
+    return Path(os.environ.get("GPTFLOW_STORE") or "store")
+
+
 def open_store() -> Store:
-    """The store that GPTFLOW_STORE names, or `./store`."""
-    return Store(Path(os.environ.get("GPTFLOW_STORE", "store")))
+    """The store at `store_root()`. StorageError if that is no folder, and none can be made there."""
+    check_root(store_root())
+    return Store(store_root())
 
 
 def find_model(store: Store, name: str = "") -> Artifact:

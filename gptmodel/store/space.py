@@ -75,6 +75,26 @@ def require(needed: int, where: Path, what: str) -> None:
         )
 
 
+def check_root(root: Path) -> None:
+    """StorageError if no store can be there: something else is in the way, or a link that leads nowhere."""
+    place = next(path for path in (root.absolute(), *root.absolute().parents) if os.path.lexists(path))
+    if not os.path.isdir(place):  # noqa: PTH112 - Path's own raises where a link leads to what is closed to us
+        why = "is a link that leads to no folder" if place.is_symlink() else "is not a directory"
+        raise StorageError(f"{root} cannot be a store: {place} {why}; {_other_place(_STORE)}")
+
+
+def make_root(root: Path) -> None:
+    """Make the folder of a store. StorageError where none can be made, such as in /proc."""
+    check_root(root)
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        if (told := explained(error, "the store", root)) is not None:
+            raise told from error
+        why = os.strerror(error.errno or 0).lower()
+        raise StorageError(f"{root} cannot be a store: it cannot be made ({why}); {_other_place(_STORE)}") from error
+
+
 def used_bytes(directory: Path) -> int:
     """Bytes of all files below a directory; 0 where there is none."""
     total = 0

@@ -166,7 +166,7 @@ def child_environment(folder: Path, prefect: Service, mlflow: Service) -> dict[s
         "MLFLOW_TRACKING_URI": mlflow.url,
         "PREFECT_SERVER_CORS_ALLOWED_ORIGINS": f"{prefect.url},http://localhost:{prefect.port}",  # by default all pages
         "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",  # 2 processes and 0.5 GB in place of 15 and 1.9 GB
-        "GPTFLOW_STORE": str(folder / os.environ.get("GPTFLOW_STORE", "store")),
+        "GPTFLOW_STORE": str(folder / (os.environ.get("GPTFLOW_STORE") or "store")),
         "PREFECT_WORKER_QUERY_SECONDS": "3",  # asks for work that often: a run starts sooner than with 10
         "PYTHONUNBUFFERED": "1",
     }

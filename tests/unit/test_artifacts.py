@@ -15,11 +15,23 @@ from typing import Any
 
 import pytest
 
-from gptmodel.errors import ArtifactError, ConfigError, LockHeldError
+from gptmodel.errors import ArtifactError, ConfigError, LockHeldError, StorageError
 from gptmodel.store import artifacts
-from gptmodel.store.artifacts import MANIFEST, Artifact, Ref, Request, Store, canonical, find_model, load_artifact
+from gptmodel.store.artifacts import (
+    MANIFEST,
+    Artifact,
+    Ref,
+    Request,
+    Store,
+    canonical,
+    find_model,
+    load_artifact,
+    open_store,
+)
 from gptmodel.store.locks import exclusive
 from gptmodel.store.uses import USES, in_use, using
+from tasks.console import start_server_apart
+from tasks.operations.servers import child_environment, services_of
 
 REQUEST = Request("corpus", 1, {"fraction": 0.1, "steps": 3}, (Ref("source", "f" * 64, "d" * 64),))
 
@@ -387,3 +399,36 @@ def test_another_user_cannot_drop_what_a_dead_run_left_and_goes_on(store: Store)
     assert left.exists()
     assert in_use(store.root, clear=True) == set()
     assert not left.exists()
+
+
+def test_an_empty_variable_is_the_usual_store(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("GPTFLOW_STORE", "")
+    assert open_store().root == Path("store")
+    assert child_environment(tmp_path, *services_of(tmp_path)[:2])["GPTFLOW_STORE"] == str(tmp_path / "store")
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("a-file", "is not a directory"),
+        ("a-file/store", "is not a directory"),
+        ("dangling", "is a link that leads to no folder"),
+        ("dangling/store", "is a link that leads to no folder"),
+        ("/proc/x", "it cannot be made (no such file or directory)"),
+    ],
+)
+def test_a_store_that_cannot_be_one_is_told_so(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str, said: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("GPTFLOW_STORE", name)
+    Path("a-file").write_text("")
+    Path("dangling").symlink_to("nowhere")
+    with pytest.raises(StorageError) as told:
+        open_store().produce(Request("weights", 1, {}), lambda _: pytest.fail("there is no place"))
+    assert str(told.value).startswith(f"{name} cannot be a store: ")
+    assert str(told.value).endswith(f"{said}; set GPTFLOW_STORE to another place")
+    with pytest.raises(StorageError, match="cannot be a store"):
+        start_server_apart()
+    assert sorted(path.name for path in Path().iterdir()) == ["a-file", "dangling"]

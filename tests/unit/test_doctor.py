@@ -128,6 +128,15 @@ def test_a_full_disk_and_a_closed_one(place: Path, monkeypatch: pytest.MonkeyPat
     assert gptmodel.checkup._lock(Path("/proc/none")).state == "bad"
 
 
+@pytest.mark.parametrize("name", ["a-file", "dangling", "/proc/x", "a-file/store"])
+def test_a_store_that_cannot_be_one_is_one_bad_finding(place: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    (place / "a-file").write_text("")
+    (place / "dangling").symlink_to(place / "nowhere")
+    found = [f for f in gptmodel.checkup.examine(place / name) if f.what in ("store", "lock", "locks")]
+    assert [(f.what, f.state) for f in found] == [("store", "bad")]
+    assert not (place / "nowhere").exists()
+
+
 def test_servers_that_answer(monkeypatch: pytest.MonkeyPatch) -> None:
     with server(body=f'"{PREFECT}"') as prefect, server(body=MLFLOW) as mlflow:
         monkeypatch.setenv("PREFECT_API_URL", f"{prefect}/api")
