@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from flows.commands.settings_options import layer_options, one_file
+from flows.commands.settings_options import layer_options, named, one_file
 from gptmodel.errors import ArtifactError, ConfigError, TrackingError
 from gptmodel.presets import PRESETS
 
@@ -25,13 +25,13 @@ def config() -> None:
 
 
 @config.command()
-@click.argument("name", default="")
+@click.argument("name", default=None, callback=named)
 @layer_options
 @click.option("--changed", is_flag=True, help="Only what is not as the preset has it.")
 @click.option("--explain", is_flag=True, help="What each setting means, instead of where its value comes from.")
 @_json
 def show(
-    name: str, preset: str, file: Path | None, sets: tuple[str, ...], changed: bool, explain: bool, as_json: bool
+    name: str | None, preset: str, file: Path | None, sets: tuple[str, ...], changed: bool, explain: bool, as_json: bool
 ) -> None:
     """The settings that a run would use, as YAML that --config takes, and where each value comes from.
 
@@ -90,8 +90,8 @@ def validate(files: tuple[Path, ...], preset: str, as_json: bool) -> None:
 
 
 @config.command()
-@click.argument("a")
-@click.argument("b")
+@click.argument("a", callback=named)
+@click.argument("b", callback=named)
 @click.option("--exit-code", is_flag=True, help="End with 1 where they differ.")
 @_json
 def diff(a: str, b: str, exit_code: bool, as_json: bool) -> None:
@@ -160,7 +160,7 @@ def schema(to: Path | None) -> None:
     click.echo(f"{to} is written. As the first line of your file:\n\n# yaml-language-server: $schema={to}")
 
 
-def _named(name: str, preset: str = "quickstart", file: Path | None = None, sets: tuple[str, ...] = ()) -> Named:
+def _named(name: str | None, preset: str = "quickstart", file: Path | None = None, sets: tuple[str, ...] = ()) -> Named:
     from gptmodel.config.known import is_file, of_layers
 
     if not name or name in PRESETS:

@@ -38,9 +38,9 @@ def settings_options(command: Command) -> Command:
 def starts_from(command: Command) -> Command:
     """`run gpt2-124m` and `run mine.yaml` for `run --preset gpt2-124m` and `run --config mine.yaml`."""
 
-    @click.argument("what", default="")
+    @click.argument("what", default=None, callback=named)
     @wraps(command)
-    def with_what(what: str, preset: str, file: Path | None, **given: Any) -> Any:
+    def with_what(what: str | None, preset: str, file: Path | None, **given: Any) -> Any:
         from gptmodel.config.known import is_file
 
         if what and is_file(what):
@@ -53,6 +53,14 @@ def starts_from(command: Command) -> Command:
         return command(preset=preset, file=file, **given)
 
     return with_what
+
+
+def named(_: click.Context, parameter: click.Parameter, given: str | None) -> str | None:
+    """What an argument gave. ConfigError if it is empty, as an unset variable of the shell is."""
+    if given is not None and not given.strip():
+        what = parameter.human_readable_name
+        raise ConfigError(f"{what} is empty; is a variable of the shell unset? There are {', '.join(PRESETS)}")
+    return given
 
 
 def one_file(what: str, file: Path | None) -> Path:

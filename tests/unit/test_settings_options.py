@@ -9,6 +9,7 @@ import click
 import pytest
 from click.testing import CliRunner, Result
 
+from flows.__main__ import cli
 from flows.commands.settings_options import checked_overrides, settings_options, starts_from
 from gptmodel.errors import ConfigError
 
@@ -53,3 +54,15 @@ def test_what_cannot_be_meant_is_refused(words: tuple[str, ...], said: str) -> N
     error: Any = asked(*words).exception
     assert isinstance(error, ConfigError)
     assert said in str(error)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [("run", ""), ("pretrain", " "), ("run", "--preset", ""), ("config", "show", ""), ("config", "diff", "", "smoke")],
+)
+def test_an_empty_name_is_not_taken_for_one_left_out(words: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+    """As `run "$PRESET"` gives it where the variable is unset."""
+    monkeypatch.setattr("flows.__main__._run", lambda *_, **__: pytest.fail("it started"))
+    error: Any = CliRunner().invoke(cli, words).exception
+    assert isinstance(error, ConfigError), error
+    assert "is empty" in str(error) or "no preset ''" in str(error)
