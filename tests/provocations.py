@@ -182,6 +182,7 @@ AREAS: dict[str, list[Case]] = {
         Case("a collection, and MLflow is out of reach", "store gc --yes", 1, env={"MLFLOW_TRACKING_URI": DEAD}),
         Case("Prefect is not up", "data-arrived", 2),
         Case("Prefect is out of reach", "data-arrived", 1, env={"PREFECT_API_URL": f"{DEAD}/api"}),
+        Case("Prefect at what is no address", "data-arrived", 2, env={"PREFECT_API_URL": "nonsense"}),
         Case("a port that is taken", "make up", 2, taken, {"PREFECT_PORT": str(PORT)}),
         Case("a port that is no number", "make up", 2, files("prefect.yaml", ""), {"PREFECT_PORT": "http"}),
         Case("`make up` elsewhere", "make up", 2),

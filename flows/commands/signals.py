@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from urllib.parse import urlsplit
 
 import click
 
@@ -25,5 +26,18 @@ def data_arrived(name: str, message: str) -> None:
     api = os.environ.get("PREFECT_API_URL", "")
     if not api:
         raise ConfigError("no Prefect server is up, so nobody would hear it; start it: make up")
+    if not _is_address(api):
+        shown = api.rpartition("@")[2]  # before it may stand a password
+        raise ConfigError(
+            f"PREFECT_API_URL is {shown!r}, which is no address; give one such as http://127.0.0.1:4200/api"
+        )
     listening = tell(api.rstrip("/"), name, message or f"{name} arrived")
     click.echo(f"told: data {name!r} arrived; {', '.join(listening)} starts on it")
+
+
+def _is_address(url: str) -> bool:
+    try:
+        found = urlsplit(url)
+        return found.scheme in ("http", "https") and bool(found.hostname) and found.port != 0
+    except ValueError:  # half a bracket, or a port that is no number
+        return False
