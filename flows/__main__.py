@@ -28,6 +28,7 @@ from flows.commands.export import export
 from flows.commands.learn import loss, model_options, next_, sampling_options, the_model, tokens
 from flows.commands.lineage import lineage
 from flows.commands.options import json_option, standard_input
+from flows.commands.output import told_output
 from flows.commands.overlap import overlap
 from flows.commands.pictures import pictures
 from flows.commands.plan import plan
@@ -261,7 +262,7 @@ def main() -> None:
         _prepare_environment()
     logging.getLogger("gptmodel").setLevel(logging.INFO)
     try:
-        with shown_progress():
+        with told_output(), shown_progress():
             cli.main(standalone_mode=False)
     except click.ClickException as error:
         error.show()
