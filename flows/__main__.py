@@ -5,6 +5,8 @@ Prefect, MLflow and torch take seconds to import, so each command imports what i
 
 from __future__ import annotations
 
+from flows.commands.starting import restore_interrupts  # isort: skip - a Ctrl-C while the rest is imported
+
 import json
 import logging
 import os
@@ -235,14 +237,18 @@ def _show(artifacts: dict[str, Artifact], as_json: bool) -> None:
         show(artifacts)
 
 
+_GOES_ON = {"run", "prepare", "pretrain", "evaluate", "import", "benchmark", "sweep", "check-data", "sync", "rate"}
+"""Commands that keep each step that is finished."""
+
+
 def _stop(signum: int, _frame: object) -> None:
     # Prefect turns the signal into an exception of its own first, reports the run, and sends it again to this one.
     raise SystemExit(128 + signum)
 
 
 def _say_stopped(signum: int) -> int:
-    name = signal.Signals(signum).name
-    click.echo(f"gptflow: stopped by {name}; what is done is kept. Run the same command to go on", err=True)
+    kept = "; what is done is kept. Run the same command to go on" if {*sys.argv[1:2]} & _GOES_ON else ""
+    click.echo(f"gptflow: stopped by {signal.Signals(signum).name}{kept}", err=True)
     return 128 + signum
 
 
@@ -257,11 +263,12 @@ def _lost_server(error: Exception) -> str:
 
 def main() -> None:
     """Entry point: one line for each error; exit code 1 for a failure, 2 for a wrong setting, 128 + n for signal n."""
-    signal.signal(signal.SIGTERM, _stop)
-    if "generate" not in sys.argv[1:2]:
-        _prepare_environment()
-    logging.getLogger("gptmodel").setLevel(logging.INFO)
     try:
+        signal.signal(signal.SIGTERM, _stop)
+        restore_interrupts()
+        if "generate" not in sys.argv[1:2]:
+            _prepare_environment()
+        logging.getLogger("gptmodel").setLevel(logging.INFO)
         with told_output(), shown_progress():
             cli.main(standalone_mode=False)
     except click.ClickException as error:
