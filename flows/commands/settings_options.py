@@ -71,9 +71,14 @@ def one_file(what: str, file: Path | None) -> Path:
 
 
 def checked_overrides(preset: str, file: Path | None, sets: tuple[str, ...]) -> tuple[str, Any]:
-    """Preset name and overrides that give just these settings. ConfigError before anything starts if one is wrong."""
+    """Preset name and overrides that give just these settings. ConfigError before anything starts if one is wrong.
+
+    StorageError if the store cannot be one: Prefect takes seconds to import.
+    """
     from gptmodel.overrides import PipelineOverrides
     from gptmodel.settings import settle
+    from gptmodel.store.artifacts import open_store
 
     found = settle(preset, file, sets=sets)
+    open_store()
     return found.preset, PipelineOverrides.model_validate(found.changes)
