@@ -29,7 +29,7 @@ from flows.commands.doctor import doctor
 from flows.commands.export import export
 from flows.commands.learn import loss, model_options, next_, sampling_options, the_model, tokens
 from flows.commands.lineage import lineage
-from flows.commands.options import json_option, standard_input
+from flows.commands.options import UTF8, json_option, standard_input
 from flows.commands.output import told_output
 from flows.commands.overlap import overlap
 from flows.commands.pictures import pictures
@@ -155,11 +155,11 @@ def sync(as_json: bool) -> None:
 
 
 @cli.command()
-@click.argument("prompt", nargs=-1)
+@click.argument("prompt", nargs=-1, type=UTF8)
 @model_options
 @click.option("--samples", type=click.IntRange(min=1), default=1, show_default=True, help="Texts for each prompt.")
 @click.option("--max-new-tokens", type=int, help="Stop after this many tokens.")
-@click.option("--stop", multiple=True, metavar="TEXT", help="Stop before this text; may be repeated.")
+@click.option("--stop", multiple=True, type=UTF8, metavar="TEXT", help="Stop before this text; may be repeated.")
 @sampling_options
 @click.option(
     "--stop-at-end-token/--past-end-token", default=None, help="End at the end-of-text token (the default), or go on."

@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from flows.commands.options import json_option
+from flows.commands.options import UTF8, json_option
 
 if TYPE_CHECKING:
     from gptmodel.retraining.ledger import Entry, Ledger
     from gptmodel.store.artifacts import Store
 
-_REASON = click.option("--reason", default="", help="Why; it is asked for, and stands in the ledger.")
+_REASON = click.option("--reason", default="", type=UTF8, help="Why; it is asked for, and stands in the ledger.")
 
 
 @click.command()

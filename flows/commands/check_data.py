@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from flows.commands.options import UTF8
 from gptmodel.errors import DataError
 from gptmodel.presets import PRESETS
 
@@ -28,7 +29,9 @@ _SHOWN = 5
 @click.option("--previous", default="", help="Corpus to compare with; left out, the last of the same source.")
 @click.option("--preset", default="quickstart", show_default=True, help=f"One of {', '.join(PRESETS)}.")
 @click.option("--config", "file", type=click.Path(path_type=Path), help="YAML file of settings.")
-@click.option("--set", "sets", multiple=True, metavar="A.B=VALUE", help="Change one setting; may be repeated.")
+@click.option(
+    "--set", "sets", multiple=True, type=UTF8, metavar="A.B=VALUE", help="Change one setting; may be repeated."
+)
 @click.option("--wait", is_flag=True, help="Wait for another run of the same, instead of refusing.")
 @click.option("--json", "as_json", is_flag=True, help="Print the report as one JSON object.")
 def check_data(

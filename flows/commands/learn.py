@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from flows.commands.options import Number, json_option, standard_input
+from flows.commands.options import UTF8, Number, json_option, standard_input
 from gptmodel.errors import ConfigError
 from gptmodel.presets import PRESETS
 
@@ -87,8 +87,10 @@ def the_model(model: str, untrained: str) -> tuple[str, GPT]:
 
 
 @click.command()
-@click.argument("text", required=False, default="-")
-@click.option("--ids", default="", metavar="'ID ID …'", help="The other way round: the text that these tokens spell.")
+@click.argument("text", required=False, default="-", type=UTF8)
+@click.option(
+    "--ids", default="", type=UTF8, metavar="'ID ID …'", help="The other way round: the text that these tokens spell."
+)
 @json_option
 def tokens(text: str, ids: str, as_json: bool) -> None:
     """Cut TEXT (or standard input: -) into GPT-2's tokens, each with its id. Spaces are shown as ␣."""
@@ -111,7 +113,7 @@ def tokens(text: str, ids: str, as_json: bool) -> None:
 
 
 @click.command("next")
-@click.argument("text", required=False, default="-")
+@click.argument("text", required=False, default="-", type=UTF8)
 @model_options
 @sampling_options
 @click.option("--show", type=click.IntRange(min=1), default=5, show_default=True, help="How many tokens.")
@@ -149,7 +151,7 @@ def next_(text: str, model: str, untrained: str, show: int, as_json: bool, **sam
 
 
 @click.command()
-@click.argument("text", nargs=-1)
+@click.argument("text", nargs=-1, type=UTF8)
 @model_options
 @json_option
 def loss(text: tuple[str, ...], model: str, untrained: str, as_json: bool) -> None:
@@ -196,8 +198,8 @@ def _read(text: str) -> str:
 
 def _parsed(ids: str) -> list[int]:
     words = ids.replace(",", " ").strip(" []").split()
-    if wrong := [word for word in words if not word.isdigit()]:
+    if wrong := [word for word in words if not re.fullmatch(r"[0-9]{1,9}", word)]:
         raise ConfigError(
-            f"--ids has {wrong[0]!r}, which is no token id; give whole numbers, such as '16833 3626 6100'"
+            f"--ids has {wrong[0][:20]!r}, which is no token id; give whole numbers, such as '16833 3626 6100'"
         )
     return [int(word) for word in words]

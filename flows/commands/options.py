@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -35,6 +36,22 @@ class Number(click.types.FloatParamType):
         if found <= self.above:
             self.fail(f"{value} is not above {self.above:g}; give more", param, ctx)
         return found
+
+
+class _Utf8(click.types.StringParamType):
+    """A text of the command line. What is not UTF-8 Python hands on as lone surrogates, which nothing can write."""
+
+    name = "text"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        try:
+            return os.fsencode(value).decode()
+        except (UnicodeDecodeError, UnicodeEncodeError) as error:
+            name = param.get_error_hint(ctx) if param is not None and ctx is not None else "the text"
+            raise ConfigError(f"{name} is not UTF-8 at byte {error.start:,}; convert it first") from None
+
+
+UTF8 = _Utf8()
 
 
 def page_option(name: str) -> Callable[[Command], Command]:

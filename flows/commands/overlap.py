@@ -7,14 +7,14 @@ from typing import Any
 
 import click
 
-from flows.commands.options import check_option, json_option, list_option, standard_input
+from flows.commands.options import UTF8, check_option, json_option, list_option, standard_input
 from gptmodel.errors import ConfigError
 
 Report = dict[str, Any]
 
 
 @click.command()
-@click.argument("text", required=False)
+@click.argument("text", required=False, type=UTF8)
 @click.option("--model", default="", help="Whose training text to search; left out, the newest checkpoint's.")
 @click.option("--shards", default="", help="Search the training split of these shards, whoever trained on them.")
 @click.option(

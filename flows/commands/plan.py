@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from flows.commands.options import Number, json_option
+from flows.commands.options import UTF8, Number, json_option
 from flows.commands.settings_options import one_file
 from gptmodel.errors import ConfigError
 from gptmodel.planning.examples import EXAMPLES
@@ -24,7 +24,9 @@ if TYPE_CHECKING:
 @click.command()
 @click.argument("what", default="quickstart")
 @click.option("--config", "file", type=click.Path(path_type=Path), help="YAML file of settings.")
-@click.option("--set", "sets", multiple=True, metavar="A.B=VALUE", help="Change one setting; may be repeated.")
+@click.option(
+    "--set", "sets", multiple=True, type=UTF8, metavar="A.B=VALUE", help="Change one setting; may be repeated."
+)
 @click.option("--shards", default="", help="Shards of the store that it will read: how often, then, is known.")
 @click.option("--measure/--no-measure", default=True, show_default=True, help="Try a few real steps on this machine.")
 @click.option("--trial-steps", default=5, show_default=True, help="How many steps to time.")

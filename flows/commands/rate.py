@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from flows.commands.options import Number, json_option
+from flows.commands.options import UTF8, Number, json_option
 from gptmodel.errors import ConfigError, DataError, TrackingError
 
 if TYPE_CHECKING:
@@ -35,7 +35,9 @@ def rate() -> None:
     "--checks", type=int, help="Real passages, and as many word salads, to find careless raters. [default: 2]"
 )
 @click.option("--corpus", default="", help="Where to draw them from; left out, what the first model learned from.")
-@click.option("--set", "sets", multiple=True, metavar="A.B=VALUE", help="Another setting, as decoding.top_k=50.")
+@click.option(
+    "--set", "sets", multiple=True, type=UTF8, metavar="A.B=VALUE", help="Another setting, as decoding.top_k=50."
+)
 @click.option("--seed", type=int, help="Another seed is another round.")
 @click.option("--needed", type=click.IntRange(min=0), default=0, help="Answers that are enough; 0 is all of them.")
 @click.option("--days", type=Number(above=0), default=7.0, show_default=True, help="How long there is time.")

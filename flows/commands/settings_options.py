@@ -10,7 +10,7 @@ from typing import Any
 import click
 from click.core import ParameterSource
 
-from flows.commands.options import json_option
+from flows.commands.options import UTF8, json_option
 from gptmodel.errors import ConfigError
 from gptmodel.presets import PRESETS
 
@@ -20,7 +20,9 @@ Command = Callable[..., Any]
 def layer_options(command: Command) -> Command:
     """--preset, --config and --set: where settings come from."""
     for option in (
-        click.option("--set", "sets", multiple=True, metavar="A.B=VALUE", help="Change one setting; may be repeated."),
+        click.option(
+            "--set", "sets", multiple=True, type=UTF8, metavar="A.B=VALUE", help="Change one setting; may be repeated."
+        ),
         click.option("--config", "file", type=click.Path(path_type=Path), help="YAML file of settings."),
         click.option("--preset", default="quickstart", show_default=True, help=f"One of {', '.join(PRESETS)}."),
     ):

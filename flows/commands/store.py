@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from flows.commands.options import Number, json_option
+from flows.commands.options import UTF8, Number, json_option
 from gptmodel.words import size
 
 if TYPE_CHECKING:
@@ -66,7 +66,7 @@ def du(as_json: bool) -> None:
 
 @store.command()
 @click.argument("name")
-@click.option("--note", default="", help="Why, for those who find it.")
+@click.option("--note", default="", type=UTF8, help="Why, for those who find it.")
 def pin(name: str, note: str) -> None:
     """Keep NAME, and all that it was made from, until it is unpinned.
 

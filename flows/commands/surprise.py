@@ -8,11 +8,11 @@ from pathlib import Path
 
 import click
 
-from flows.commands.options import page_option, standard_input
+from flows.commands.options import UTF8, page_option, standard_input
 
 
 @click.command()
-@click.argument("text", required=False, default="-")
+@click.argument("text", required=False, default="-", type=UTF8)
 @click.option("--model", default="", help="Checkpoint, weights, run id or registered version; left out, the newest.")
 @page_option("surprisal.html")
 @click.option(

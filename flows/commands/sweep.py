@@ -8,13 +8,15 @@ from typing import Any
 
 import click
 
-from flows.commands.options import Number, json_option
+from flows.commands.options import UTF8, Number, json_option
 
 
 @click.command()
 @click.option("--preset", default="ladder", show_default=True, help="What the models share.")
 @click.option("--config", "file", type=click.Path(path_type=Path), help="YAML file of settings.")
-@click.option("--set", "sets", multiple=True, metavar="A.B=VALUE", help="Change one setting; may be repeated.")
+@click.option(
+    "--set", "sets", multiple=True, type=UTF8, metavar="A.B=VALUE", help="Change one setting; may be repeated."
+)
 @click.option("--sizes", metavar="LxWxH,...", help="Shapes, as layers x width x heads: 2x64x2,3x96x3,4x160x4.")
 @click.option("--budgets", metavar="FLOPS,...", help="Operations by the rule 6ND of one training: 4e11,1e12.")
 @click.option("--counts", type=click.Choice(["all", "without-embeddings"]), help="What the law's N counts.")

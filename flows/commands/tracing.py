@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from flows.commands.options import check_option, json_option, list_option
+from flows.commands.options import UTF8, check_option, json_option, list_option
 from gptmodel.errors import ConfigError
 
 Report = dict[str, Any]
@@ -16,9 +16,13 @@ Report = dict[str, Any]
 @click.command()
 @click.argument("model", required=False, default="")
 @click.option(
-    "--document", default="", metavar="ID", help="An id, its beginning, or a source such as 1916-Wilson-1.txt."
+    "--document",
+    default="",
+    type=UTF8,
+    metavar="ID",
+    help="An id, its beginning, or a source such as 1916-Wilson-1.txt.",
 )
-@click.option("--containing", default="", metavar="TEXT", help="All documents in which this text stands.")
+@click.option("--containing", default="", type=UTF8, metavar="TEXT", help="All documents in which this text stands.")
 @click.option("--step", type=int, help="The documents of this step, row by row; steps count from 1.")
 @click.option("--ignore-case", is_flag=True, help="With --containing: large and small letters are the same.")
 @click.option("--through-init", is_flag=True, help="Also the trainings that its first weights come from.")

@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field, is_dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
@@ -18,6 +19,7 @@ import yaml
 from gptmodel.errors import ConfigError
 
 _TOO_DEEP = "nested too deeply to be read; settings are a few levels deep, so look at its brackets"
+_MOST_REPEATED = 10_000
 Place = tuple[str, ...]
 """Names of nested settings from the outside in: ("train", "max_steps")."""
 
@@ -41,8 +43,7 @@ def read_file(path: Path, cls: type[Any]) -> Layer:
         raise ConfigError(f"{path}: not a text in UTF-8 (byte {error.start}); save it as UTF-8") from None
     try:
         reader = _Reader(text, lambda node: f"{path}:{node.start_mark.line + 1}")
-        root = reader.loader.get_single_node()
-        data = reader.read(root, cls, ()) if root is not None else None
+        data = reader.read_all(cls, ())
     except yaml.YAMLError as error:
         raise ConfigError(_not_yaml(path, error)) from None
     except RecursionError:
@@ -71,8 +72,7 @@ def read_set(text: str, cls: type[Any]) -> Layer:
     if hint is not str:
         try:
             reader = _Reader(value, lambda _node: shown)
-            root = reader.loader.get_single_node()
-            nested = reader.read(root, hint, path) if root is not None else None
+            nested = reader.read_all(hint, path)
         except yaml.YAMLError:
             nested = value
         except RecursionError:
@@ -133,6 +133,16 @@ for _tag, _pattern, _first in (
 _Loader.add_constructor("tag:yaml.org,2002:int", _whole_number)
 
 
+def _written_out(node: yaml.Node, sizes: dict[int, int]) -> int:
+    """Nodes of the text with each alias written out: a few lines can stand for billions. `sizes` is by node."""
+    if id(node) not in sizes:
+        sizes[id(node)] = 0  # what it is where it holds itself
+        is_list = isinstance(node, yaml.SequenceNode)
+        inside = node.value if is_list else chain(*node.value) if isinstance(node, yaml.MappingNode) else ()
+        sizes[id(node)] = 1 + sum([_written_out(each, sizes) for each in inside])
+    return sizes[id(node)]
+
+
 class _Reader:
     """Turns the nodes of one YAML text into plain data, and notes where each stood and what stands twice."""
 
@@ -143,6 +153,19 @@ class _Reader:
         self.problems: list[str] = []
         self._within: set[int] = set()
         self._flat: set[int] = set()
+
+    def read_all(self, hint: Any, path: Place) -> Any:
+        """What the text holds; None where that is nothing."""
+        if (root := self.loader.get_single_node()) is None:
+            return None
+        sizes: dict[int, int] = {}
+        if _written_out(root, sizes) - len(sizes) > _MOST_REPEATED:
+            self.problems.append(
+                f"{self.where(root)}: its aliases (`*name`) repeat more than {_MOST_REPEATED:,} values; write out what "
+                "is meant"
+            )
+            return None
+        return self.read(root, hint, path)
 
     def read(self, node: yaml.Node, hint: Any, path: Place) -> Any:
         self.origins.setdefault(path, self.where(node))

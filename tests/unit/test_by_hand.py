@@ -125,7 +125,27 @@ def test_tokens_go_both_ways() -> None:
         "2 tokens, 12 bytes",
     ]
     assert typed("tokens", "--ids", "[16833, 3626, 6100]").stdout == "every effort moves\n"
-    assert "'x', which is no token id" in str(typed("tokens", "--ids", "3 x").exception)
+
+
+@pytest.mark.parametrize("word", ["x", "²", "-1", "9" * 5000])
+def test_what_is_no_token_id_is_told(word: str) -> None:
+    error = typed("tokens", "--ids", f"3 {word}").exception
+    assert isinstance(error, ConfigError)
+    assert f"{word[:20]!r}, which is no token id" in str(error)
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        *("tokens", "next", "loss", "surprise", "overlap", "generate", "generate x --stop"),
+        *("trace --containing", "trace --document", "run --set", "plan --set", "check-data --set"),
+    ],
+)
+def test_a_text_that_is_not_utf8_is_refused(command: str) -> None:
+    done = typed(*command.split(), "caf\udce9")  # as Python hands on the byte E9
+    assert isinstance(done.exception, ConfigError)
+    assert "is not UTF-8 at byte 3; convert it first" in str(done.exception)
+    assert not done.stdout
 
 
 def test_the_commands_read_a_model_of_the_store_and_one_before_training(

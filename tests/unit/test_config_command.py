@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 from dataclasses import asdict, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -114,6 +115,14 @@ def test_the_schema_is_written_where_an_editor_finds_it(tmp_path: Path) -> None:
     assert f"# yaml-language-server: $schema={tmp_path / 's.json'}" in done.stdout
     assert json.loads((tmp_path / "s.json").read_text()) == json_schema()
     assert problems_of("schema", "--to", str(tmp_path))[0].startswith(f"cannot write {tmp_path}")
+
+
+@pytest.mark.parametrize("how", ["[{}]", "{{<<: [{}]}}"], ids=["lists", "merges"])
+def test_aliases_that_stand_for_billions_are_refused(how: str, tmp_path: Path) -> None:
+    lines = ["a: &a {x: 1}", *(f"{b}: &{b} {how.format(', '.join([f'*{a}'] * 9))}" for a, b in pairwise("abcdefghijk"))]
+    (tmp_path / "laughs.yaml").write_text("\n".join(lines))
+    (problem,) = problems_of("validate", str(tmp_path / "laughs.yaml"))
+    assert problem.startswith(f"{tmp_path / 'laughs.yaml'}:1: its aliases (`*name`) repeat more than 10,000 values")
 
 
 def test_several_files_are_checked_and_all_that_is_wrong_is_told(mine: Path, tmp_path: Path) -> None:
