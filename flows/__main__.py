@@ -29,7 +29,7 @@ from flows.commands.doctor import doctor
 from flows.commands.export import export
 from flows.commands.learn import loss, model_options, next_, sampling_options, the_model, tokens
 from flows.commands.lineage import lineage
-from flows.commands.options import UTF8, json_option, standard_input
+from flows.commands.options import UTF8, given_texts, json_option
 from flows.commands.output import told_output
 from flows.commands.overlap import overlap
 from flows.commands.pictures import pictures
@@ -168,12 +168,15 @@ def sync(as_json: bool) -> None:
 @click.option("--precision", type=click.Choice(["float32", "bfloat16"]), help="bfloat16 is faster, and rounds.")
 @json_option
 def generate(prompt: tuple[str, ...], model: str, untrained: str, samples: int, as_json: bool, **decoding: Any) -> None:
-    """Let a model go on from each PROMPT (or from standard input), token by token; several are written together."""
+    """Let a model go on from each PROMPT, token by token; several are written together.
+
+    Without PROMPT, or with -, standard input is read, less one line end at its end.
+    """
     from gptmodel.config import DecodingConfig
     from gptmodel.settings import parse_config
 
     settings = parse_config({k: v for k, v in decoding.items() if v is not None}, DecodingConfig)
-    prompts = list(prompt) or [standard_input()]
+    prompts = given_texts(prompt)
     from flows.commands.terminal import write
     from gptmodel.device import pick_device
 

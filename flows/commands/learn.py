@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from flows.commands.options import UTF8, Number, json_option, standard_input
+from flows.commands.options import UTF8, Number, given_text, given_texts, json_option
 from gptmodel.errors import ConfigError
 from gptmodel.presets import PRESETS
 
@@ -93,11 +93,14 @@ def the_model(model: str, untrained: str) -> tuple[str, GPT]:
 )
 @json_option
 def tokens(text: str, ids: str, as_json: bool) -> None:
-    """Cut TEXT (or standard input: -) into GPT-2's tokens, each with its id. Spaces are shown as ␣."""
+    """Cut TEXT into GPT-2's tokens, each with its id. Spaces are shown as ␣.
+
+    Without TEXT, or with -, standard input is read, less one line end at its end.
+    """
     from gptmodel.judging.pieces import label_of
     from gptmodel.tokenizer import gpt2
 
-    found = _parsed(ids) if ids else gpt2().encode(_read(text)).tolist()
+    found = _parsed(ids) if ids else gpt2().encode(given_text(text)).tolist()
     said = gpt2().decode(found)
     if as_json:
         click.echo(json.dumps({"text": said, "ids": found}, ensure_ascii=False))
@@ -119,9 +122,10 @@ def tokens(text: str, ids: str, as_json: bool) -> None:
 @click.option("--show", type=click.IntRange(min=1), default=5, show_default=True, help="How many tokens.")
 @json_option
 def next_(text: str, model: str, untrained: str, show: int, as_json: bool, **sampling: Any) -> None:
-    """What could come after TEXT (or standard input: -): the likeliest tokens, with logit and probability.
+    """What could come after TEXT: the likeliest tokens, with logit and probability.
 
-    With --temperature, --top-k and so on also with which probability each would be drawn.
+    With --temperature, --top-k and so on also with which probability each would be drawn. Without TEXT, or with -,
+    standard input is read, less one line end at its end.
     """
     from gptmodel.config import DecodingConfig
     from gptmodel.judging.by_hand import next_choices
@@ -130,7 +134,7 @@ def next_(text: str, model: str, untrained: str, show: int, as_json: bool, **sam
 
     asked = {name: value for name, value in sampling.items() if value is not None}
     decoding = parse_config(asked, DecodingConfig)
-    said = _read(text)
+    said = given_text(text)
     label, gpt = the_model(model, untrained)
     found, kept = next_choices(gpt, said, decoding)
     if as_json:
@@ -155,15 +159,15 @@ def next_(text: str, model: str, untrained: str, show: int, as_json: bool, **sam
 @model_options
 @json_option
 def loss(text: tuple[str, ...], model: str, untrained: str, as_json: bool) -> None:
-    """How wrong a model is on each TEXT (or on standard input), token by token, and on all of them together.
+    """How wrong a model is on each TEXT, token by token, and on all of them together.
 
     The first token of a text is read only; each other one is the target of those before it. `gptflow surprise` makes a
-    page of a longer text.
+    page of a longer text. Without TEXT, or with -, standard input is read, less one line end at its end.
     """
     from gptmodel.judging.by_hand import loss_of
     from gptmodel.judging.pieces import label_of
 
-    texts = list(text) or [_read("-")]
+    texts = given_texts(text)
     label, gpt = the_model(model, untrained)
     found = loss_of(gpt, texts)
     figures = {"mean_log_probability": found.mean_log_probability, "loss": found.loss, "perplexity": found.perplexity}
@@ -187,13 +191,6 @@ def loss(text: tuple[str, ...], model: str, untrained: str, as_json: bool) -> No
 
 def _console() -> Console:
     return Console(highlight=False, soft_wrap=True)
-
-
-def _read(text: str) -> str:
-    """The argument, or standard input for `-`, without the line end that a shell puts behind a line."""
-    if text != "-":
-        return text
-    return standard_input().removesuffix("\n")
 
 
 def _parsed(ids: str) -> list[int]:

@@ -1,11 +1,11 @@
-"""What several commands take alike, and how they read standard input."""
+"""What several commands take alike, and how they read a text."""
 
 from __future__ import annotations
 
 import math
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -67,9 +67,21 @@ def list_option(rows: int, what: str) -> Callable[[Command], Command]:
     return click.option("--limit", type=at_least_none, default=rows, show_default=True, help=said)
 
 
-def standard_input() -> str:
-    """All of it. ConfigError where it is not UTF-8."""
+def given_text(text: str = "-") -> str:
+    """The argument, or for `-` standard input without the line end that a shell puts behind the last line.
+
+    ConfigError where standard input is not UTF-8.
+    """
+    if text != "-":
+        return text
     try:
-        return sys.stdin.buffer.read().decode()
+        return sys.stdin.buffer.read().decode().removesuffix("\n")
     except UnicodeDecodeError as error:
         raise ConfigError(f"standard input is not UTF-8 at byte {error.start:,}; convert it first") from None
+
+
+def given_texts(texts: Sequence[str]) -> list[str]:
+    """The arguments with standard input in the place of `-`, or that alone where there are none. Errors alike."""
+    if texts.count("-") > 1:
+        raise ConfigError("`-` is standard input, which can be read once; give one `-`")
+    return [given_text(text) for text in texts or ("-",)]

@@ -7,14 +7,14 @@ from typing import Any
 
 import click
 
-from flows.commands.options import UTF8, check_option, json_option, list_option, standard_input
+from flows.commands.options import UTF8, check_option, given_text, json_option, list_option
 from gptmodel.errors import ConfigError
 
 Report = dict[str, Any]
 
 
 @click.command()
-@click.argument("text", required=False, type=UTF8)
+@click.argument("text", required=False, default="-", type=UTF8)
 @click.option("--model", default="", help="Whose training text to search; left out, the newest checkpoint's.")
 @click.option("--shards", default="", help="Search the training split of these shards, whoever trained on them.")
 @click.option(
@@ -23,13 +23,12 @@ Report = dict[str, Any]
 @check_option
 @list_option(10, "Passages, and documents of each, that are")
 @json_option
-def overlap(
-    text: str | None, model: str, shards: str, at_least: int, check: bool | None, limit: int, as_json: bool
-) -> None:
-    """From which training documents TEXT (or standard input) comes: its passages that stand there word for word.
+def overlap(text: str, model: str, shards: str, at_least: int, check: bool | None, limit: int, as_json: bool) -> None:
+    """From which training documents TEXT comes: its passages that stand there word for word.
 
     All passages that are long enough and cannot be made longer are found, to the byte; case and spaces count. For the
-    steps that trained on a document, see `gptflow trace --document ID`.
+    steps that trained on a document, see `gptflow trace --document ID`. Without TEXT, or with -, standard input is
+    read, less one line end at its end.
     """
     if model and shards:
         raise ConfigError("give --model or --shards, not both")
@@ -37,7 +36,7 @@ def overlap(
     from gptmodel.store.artifacts import open_store
     from tasks.trainings import find_training
 
-    written = standard_input() if text is None else text
+    written = given_text(text)
     store = open_store()
     training = None if shards else find_training(store, model)
     searched = store.resolve(shards, "shards") if training is None else training.shards

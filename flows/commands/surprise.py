@@ -8,7 +8,7 @@ from pathlib import Path
 
 import click
 
-from flows.commands.options import UTF8, page_option, standard_input
+from flows.commands.options import UTF8, given_text, page_option
 
 
 @click.command()
@@ -24,10 +24,10 @@ from flows.commands.options import UTF8, page_option, standard_input
 )
 @click.option("--json", "as_json", is_flag=True, help="Print all figures as one JSON object, and write no page.")
 def surprise(text: str, model: str, out: Path, max_tokens: int, as_json: bool) -> None:
-    """Write a page of TEXT (or of standard input: -) with each token in the colour of its loss.
+    """Write a page of TEXT with each token in the colour of its loss.
 
     Point at a token, or go to it with the arrow keys: it tells its loss in nats and bits, its probability and rank, and
-    what the model held likeliest there.
+    what the model held likeliest there. Without TEXT, or with -, standard input is read, less one line end at its end.
     """
     from gptmodel.device import pick_device
     from gptmodel.judging.surprisal import read_text
@@ -37,7 +37,7 @@ def surprise(text: str, model: str, out: Path, max_tokens: int, as_json: bool) -
     from gptmodel.weights import load_model
     from tasks.tracking.naming import named_model
 
-    said = standard_input() if text == "-" else text
+    said = given_text(text)
     store = open_store()
     artifact = named_model(store, model)
     passage = read_text(load_model(artifact).to(pick_device("auto")), said, max_tokens=max_tokens)

@@ -165,6 +165,10 @@ def test_the_commands_read_a_model_of_the_store_and_one_before_training(
     assert [c["token"] for c in best["choices"]] == [
         c.token for c in next_choices(model, TEXTS[0], DecodingConfig())[0][:2]
     ]
+    assert json.loads(typed("loss", "--json", "-", TEXTS[1], text=f"{TEXTS[0]}\n").stdout) == told
+    assert "give one `-`" in str(typed("loss", "-", "-", text="a text").exception)
+    for words in ((), ("-",)):
+        assert json.loads(typed("generate", "--json", *words, text="one\n\n").stdout)["prompt"] == "one\n"
     fresh = json.loads(typed("loss", "--json", "--untrained", "smoke", *TEXTS).stdout)
     assert fresh["model"] == "smoke before training"
     assert fresh["loss"] == pytest.approx(math.log(50_257), abs=0.5), "it knows nothing"

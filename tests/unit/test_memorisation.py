@@ -101,7 +101,7 @@ def test_the_command_names_documents_and_sources(tiny_data: Data, monkeypatch: p
     monkeypatch.setenv("GPTFLOW_STORE", str(store.root))
     document, text = list(texts_of(tiny_data, "train").items())[2]
     asked = ["--shards", shards.label, "--at-least", "100"]
-    done = CliRunner().invoke(command, asked, input=f"He said: {text[:150]}", catch_exceptions=False)
+    done = CliRunner().invoke(command, [*asked, "-"], input=f"He said: {text[:150]}\n", catch_exceptions=False)
     assert f"in {document} (" in done.output
     assert ".txt)" in done.output
     assert "150 characters" in done.output

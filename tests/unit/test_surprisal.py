@@ -238,7 +238,7 @@ def test_the_command_writes_a_page_of_a_text_or_of_standard_input(in_a_store: st
     assert re.match(r"3 tokens, mean loss \d+\.\d{4} nats \(\d+\.\d{4} bits\), perplexity [\d,]+\.\d\n", done.output)
     page = (tmp_path / "surprisal.html").read_text()
     assert "".join(Reader(page).tiles) == "The old river"
-    told = json.loads(run.invoke(surprise, ["--model", in_a_store, "--json"], input=b"The old river").stdout)
+    told = json.loads(run.invoke(surprise, ["--model", in_a_store, "--json"], input=b"The old river\n").stdout)
     assert told["model"] == in_a_store
     assert told["perplexity"] == pytest.approx(math.exp(told["loss"]))
     assert len(told["passage"]["candidates"]) == told["tokens"] == 3
