@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from flows.commands.settings_options import layer_options, named, one_file
+from flows.commands.settings_options import check_one_preset, layer_options, named, one_file
 from gptmodel.errors import ArtifactError, ConfigError, TrackingError
 from gptmodel.presets import PRESETS
 
@@ -38,6 +38,7 @@ def show(
     Takes --preset, --config and --set as `run` does. Or NAME: a preset, a YAML file, or what was recorded of a model,
     corpus, shards or evaluation of the store (or an MLflow run or registered version).
     """
+    check_one_preset(name, preset)
     found = _named(name, preset, file, sets)
     values = found.changed if changed and found.preset else found.values
     if as_json:

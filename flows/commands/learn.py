@@ -100,6 +100,8 @@ def tokens(text: str, ids: str, as_json: bool) -> None:
     from gptmodel.judging.pieces import label_of
     from gptmodel.tokenizer import gpt2
 
+    if ids and text != "-":
+        raise ConfigError("give TEXT or --ids, not both")
     found = _parsed(ids) if ids else gpt2().encode(given_text(text)).tolist()
     said = gpt2().decode(found)
     if as_json:

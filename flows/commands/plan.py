@@ -137,7 +137,7 @@ def _training(what: str, rates: Rates, given: dict[str, Any]) -> tuple[list[Sect
         rates = load_rates(Path(budget.rates))
     summary: dict[str, Any] = {}
     if given["shards"]:
-        summary = open_store().resolve(given["shards"]).summary
+        summary = open_store().resolve(given["shards"], "shards").summary
     reckon = {name: given[name] for name in ("on", "devices", "mfu", "grid")}
     reckon["own"] = _law(given["law"], config)
     forecast(config, rates, **reckon)  # a wrong argument is told before minutes are spent on measuring

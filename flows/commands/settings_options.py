@@ -48,9 +48,7 @@ def starts_from(command: Command) -> Command:
         if what and is_file(what):
             file = one_file(what, file)
         elif what:
-            source = click.get_current_context().get_parameter_source("preset")
-            if source is not ParameterSource.DEFAULT and preset != what:
-                raise ConfigError(f"two presets, {what} and {preset}; give one")
+            check_one_preset(what, preset)
             preset = what
         return command(preset=preset, file=file, **given)
 
@@ -63,6 +61,18 @@ def named(_: click.Context, parameter: click.Parameter, given: str | None) -> st
         what = parameter.human_readable_name
         raise ConfigError(f"{what} is empty; is a variable of the shell unset? There are {', '.join(PRESETS)}")
     return given
+
+
+def check_one_preset(what: str, preset: str) -> None:
+    """ConfigError where --preset names another than WHAT, which is no file; one may have settings of its own."""
+    from gptmodel.config.known import is_file
+
+    source = click.get_current_context().get_parameter_source("preset")
+    if not what or is_file(what) or source is ParameterSource.DEFAULT or preset == what:
+        return
+    if what in PRESETS:
+        raise ConfigError(f"two presets, {what} and {preset}; give one")
+    raise ConfigError(f"--preset {preset} says nothing to {what}; leave it out")
 
 
 def one_file(what: str, file: Path | None) -> Path:

@@ -47,6 +47,8 @@ def trace(
     """
     if sum([bool(document), bool(containing), step is not None]) != 1:
         raise ConfigError("give one of --document, --containing and --step")
+    if ignore_case and not containing:
+        raise ConfigError("--ignore-case goes with --containing only; leave it out")
     from gptmodel.store.artifacts import open_store
     from gptmodel.tracing.report import Asked, trace
     from tasks.trainings import find_training

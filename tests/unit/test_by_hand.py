@@ -127,6 +127,10 @@ def test_tokens_go_both_ways() -> None:
     assert typed("tokens", "--ids", "[16833, 3626, 6100]").stdout == "every effort moves\n"
 
 
+def test_a_text_beside_ids_is_refused() -> None:
+    assert str(typed("tokens", "--ids", "5", "text").exception) == "give TEXT or --ids, not both"
+
+
 @pytest.mark.parametrize("word", ["x", "²", "-1", "9" * 5000])
 def test_what_is_no_token_id_is_told(word: str) -> None:
     error = typed("tokens", "--ids", f"3 {word}").exception

@@ -193,6 +193,10 @@ def test_a_recorded_model_is_shown_and_compared(model: Artifact, tmp_path: Path)
 def test_names_that_are_nothing(model: Artifact, mine: Path) -> None:
     assert problems_of("show", "smok")[0].startswith("no settings are called 'smok' (did you mean smoke?): no preset")
     assert problems_of("show", model.label, "--set", "train.seed=1")[0].endswith("is neither")
+    assert problems_of("show", "smoke", "--preset", "quickstart") == ["two presets, smoke and quickstart; give one"]
+    assert problems_of("show", model.label, "--preset", "smoke") == [
+        f"--preset smoke says nothing to {model.label}; leave it out"
+    ]
     assert problems_of("diff", "smoke", "none.yaml")[0].startswith("cannot read config file none.yaml: No such file")
 
 

@@ -28,7 +28,7 @@ from gptmodel.arithmetic import (
 )
 from gptmodel.attention import causal_attention
 from gptmodel.config import ModelConfig, OptimizerConfig
-from gptmodel.errors import ConfigError
+from gptmodel.errors import ArtifactError, ConfigError
 from gptmodel.model import GPT
 from gptmodel.planning.examples import EXAMPLES
 from gptmodel.planning.forecast import forecast
@@ -36,6 +36,7 @@ from gptmodel.planning.plan_text import count, energy, mass, span
 from gptmodel.planning.rates import SHIPPED, bill, load_rates
 from gptmodel.planning.scaling import BESIROGLU, HOFFMANN, KAPLAN, advise, expected_loss
 from gptmodel.presets import GPT2_124M, GPT2_1558M, PRESETS
+from gptmodel.store.artifacts import Artifact, Store
 from gptmodel.training.optimizer import make_optimizer
 
 SMALL = ModelConfig(n_layer=2, n_head=2, n_embd=32, context_length=48, vocab_size=500)
@@ -338,3 +339,12 @@ def test_the_plot_is_whole_or_not_there(tmp_path: Path) -> None:
         assert isinstance(told, ConfigError)
         assert f"--plot is {wrong}; give a file in a folder that is there" in str(told)
     assert list(tmp_path.iterdir()) == [plot]
+
+
+def test_shards_of_another_kind_are_refused(tiny_data: tuple[Store, Artifact], monkeypatch: pytest.MonkeyPatch) -> None:
+    store, shards = tiny_data
+    monkeypatch.setenv("GPTFLOW_STORE", str(store.root))
+    corpus = store.input_of(shards, "corpus")
+    error = gptflow("smoke", "--no-measure", "--shards", corpus.label).exception
+    assert isinstance(error, ArtifactError)
+    assert f"{corpus.label} is of kind corpus, and shards is needed" in str(error)

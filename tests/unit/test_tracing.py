@@ -415,7 +415,7 @@ def test_the_command_says_the_same_to_people_and_machines(
         command, [model.label, "--step", str(document["rows"][0]["step"])], catch_exceptions=False
     )
     assert longest in step.stdout
-    for wrong in ([], ["--step", "1", "--document", "x"], ["--step", "0"]):
+    for wrong in ([], ["--step", "1", "--document", "x"], ["--step", "0"], ["--step", "1", "--ignore-case"]):
         with pytest.raises(ConfigError):
             CliRunner().invoke(command, [model.label, *wrong], catch_exceptions=False)
 
