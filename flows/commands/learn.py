@@ -34,7 +34,9 @@ def model_options(command: Command) -> Command:
             help=f"The random weights that the training of this preset begins with; one of {', '.join(PRESETS)}.",
         ),
         click.option(
-            "--model", default="", help="Checkpoint or weights of the store; left out, the newest checkpoint."
+            "--model",
+            default="",
+            help="Checkpoint, weights, or registered version, as smoke/1 or smoke@champion; left out, the newest.",
         ),
     ):
         command = option(command)

@@ -142,10 +142,10 @@ def sync(*, as_json: bool) -> None:
 
 def _send_events() -> tuple[int, str]:
     """How many lineage events were sent to where OpenLineage is configured to, and what went wrong."""
-    from tasks.lineage.outbox import FOLDER, deliver
+    from tasks.lineage.outbox import FOLDER, configured, deliver
 
     folder = open_store().root / FOLDER
-    if not folder.is_dir() or os.environ.get("OPENLINEAGE_DISABLED", "").strip().lower() == "true":
+    if not (configured() and folder.is_dir()) or os.environ.get("OPENLINEAGE_DISABLED", "").strip().lower() == "true":
         return 0, ""
     try:
         return deliver(folder), ""

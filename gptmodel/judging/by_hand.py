@@ -104,15 +104,15 @@ def next_choices(model: GPT, text: str, decoding: DecodingConfig) -> tuple[list[
 def loss_of(model: GPT, texts: Sequence[str]) -> Loss:
     """What the model gave each token of these texts but the first.
 
-    DataError for a text of fewer than two tokens, or of more than the model's context and one; ConfigError for a model
-    of another vocabulary.
+    ConfigError for a text of fewer than two tokens, and for a model of another vocabulary; DataError for a text of more
+    tokens than the model's context and one.
     """
     _check_vocabulary(model)
     found = []
     for text in texts:
         ids = gpt2().encode(text).tolist()
         if len(ids) < 2:
-            raise DataError(f"the text {text!r} has {len(ids)} token{'s'[: len(ids) != 1]}; give two or more")
+            raise ConfigError(f"the text {text!r} has {len(ids)} token{'s'[: len(ids) != 1]}; give two or more")
         if len(ids) > model.config.context_length + 1:
             raise DataError(
                 f"the text has {len(ids):,} tokens and the model reads {model.config.context_length:,}; give a shorter "

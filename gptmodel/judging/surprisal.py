@@ -103,11 +103,11 @@ class Figures:
 def read_text(model: GPT, text: str, *, max_tokens: int = 0) -> Passage:
     """What the model makes of a text; of its first `max_tokens` tokens if that is not 0.
 
-    DataError for a text that is empty or not valid Unicode, ConfigError for a model that does not know GPT-2's tokens.
+    ConfigError for an empty text, and for a model that does not know GPT-2's tokens; DataError for invalid Unicode.
     """
     ids = gpt2().encode(text).tolist()
     if not ids:
-        raise DataError("the text is empty, so there is no token to score; give some text")
+        raise ConfigError("the text is empty, so there is no token to score; give some text")
     kept = whole(ids[:max_tokens]) if max_tokens else ids
     return read_tokens(model, kept, is_cut=len(kept) < len(ids))
 

@@ -62,8 +62,9 @@ def test_texts_that_make_no_prediction_or_do_not_fit_are_refused(model: GPT) -> 
     assert len(loss_of(model, [" you" * 17]).predictions[0]) == 16
     with pytest.raises(DataError, match="18 tokens and the model reads 16"):
         loss_of(model, [" you" * 18])
-    with pytest.raises(DataError, match="has 1 token; give two"):
-        loss_of(model, ["every"])
+    for text, said in (("every", "has 1 token; give two"), ("", "has 0 tokens; give two")):
+        with pytest.raises(ConfigError, match=said):
+            loss_of(model, [text])
     with pytest.raises(ConfigError, match="the model knows 100 tokens"):
         loss_of(GPT(ModelConfig(n_layer=1, n_head=1, n_embd=8, context_length=8, vocab_size=100), seed=1), TEXTS)
 

@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 
+from flows.commands.terminal import sync
 from gptmodel.store.artifacts import Artifact, Request, open_store
 from tasks.lineage import outbox as lineage_outbox
 from tasks.lineage.events import note_reused, with_events
@@ -227,3 +228,16 @@ def test_the_end_of_a_process_waits_for_the_server_but_not_long(
         assert 0.9 <= took < 15, "the library itself would wait 30 s"
     else:
         assert backend.kinds() == ["START", "COMPLETE"]
+
+
+def test_sync_does_not_ask_the_library_where_nothing_is_configured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "store" / lineage_outbox.FOLDER).mkdir(parents=True)
+    for name in [name for name in os.environ if name.startswith("OPENLINEAGE")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("GPTFLOW_STORE", str(tmp_path / "store"))
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    sync(as_json=True)
+    assert "OpenLineage" not in caplog.text

@@ -211,7 +211,7 @@ def test_passages_survive_their_file(model: GPT, tmp_path: Path) -> None:
 
 
 def test_what_cannot_be_scored_is_said(model: GPT) -> None:
-    with pytest.raises(DataError, match="the text is empty"):
+    with pytest.raises(ConfigError, match="the text is empty"):
         read_text(model, "")
     with pytest.raises(DataError, match="lone surrogate"):
         read_text(model, "\udcff")
