@@ -206,11 +206,21 @@ class Store:
         if re.fullmatch(r"[0-9a-f]{4,64}", stem) and re.fullmatch(r"[a-z-]+|\*", kinds):
             found = self.directories(kinds.strip("*"), stem[:NAME_CHARS])
         if len(found) != 1:
-            what = "no artifact" if not found else f"{len(found)} artifacts"
-            raise ArtifactError(
-                f"{what} in {self.root} for {name!r}; give kind/fingerprint or a path (`gptflow store ls` lists them)"
-            )
+            raise ArtifactError(self._not_one(name, stem, found))
         return found[0]
+
+    def _not_one(self, name: str, stem: str, found: list[Path]) -> str:
+        if found:
+            labels = ", ".join(f"{path.parent.name}/{path.name}" for path in found[:5])
+            more = f" and {len(found) - 5:,} more" if len(found) > 5 else ""
+            return f"{len(found):,} artifacts in {self.root} for {name!r}: {labels}{more}; give kind and more digits"
+        if re.fullmatch(r"[0-9a-f]{1,3}", stem):
+            return (
+                f"{name!r} is too short to name an artifact in {self.root}; give at least 4 digits of its fingerprint"
+            )
+        return (
+            f"no artifact in {self.root} for {name!r}; give kind/fingerprint or a path (`gptflow store ls` lists them)"
+        )
 
     def resolve(self, name: str, kind: str = "") -> Artifact:
         """The artifact that a person means: a path, `kind/name`, or the first characters of its fingerprint."""

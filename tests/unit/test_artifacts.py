@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -137,6 +138,19 @@ def test_an_artifact_is_found_again_without_its_scratch(store: Store, artifact: 
     assert store.resolve(artifact.fingerprint[:6]).path == artifact.path
     with pytest.raises(ArtifactError, match="no file c"):
         artifact.file("c")
+
+
+def test_a_name_that_is_too_short_is_told_what_it_lacks(store: Store) -> None:
+    made = [store.produce(Request(kind, 1, {}), parts)[0] for kind in ("corpus", "shards")]
+    with pytest.raises(ArtifactError, match="give at least 4 digits"):
+        store.resolve(made[0].label[:10])
+    for artifact in made:  # the same digits in another kind
+        twin = artifact.path.with_name(artifact.path.name[:4] + "0" * 12)
+        shutil.copytree(artifact.path, twin)
+        with pytest.raises(ArtifactError, match=r"2 artifacts in .*; give kind and more digits") as error:
+            store.resolve(artifact.path.name[:4])
+        assert f"{artifact.label}" in str(error.value)
+        assert f"{artifact.kind}/{twin.name}" in str(error.value)
 
 
 def test_a_failed_step_leaves_nothing_published(store: Store) -> None:
