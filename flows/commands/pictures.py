@@ -35,7 +35,7 @@ def pictures(model: str, out: Path, as_json: bool) -> None:
 
     store = open_store()
     found = named_model(store, model)
-    with storage_errors("the pictures", out.absolute().parent):
+    with storage_errors("the pictures", out.absolute().parent, setting="--out"):
         out.mkdir(parents=True, exist_ok=True)
     judged = evaluations_of(store, found.digest)
     unseen = [each for each in judged if each.summary["split"] == "validation"]

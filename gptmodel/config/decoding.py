@@ -51,8 +51,8 @@ class DecodingConfig:
                 (not 0 < self.top_p <= 1, f"top_p is {self.top_p}; give a share above 0 and up to 1"),
                 (not 0 <= self.min_p <= 1, f"min_p is {self.min_p}; give 0 for all, or a share up to 1, such as 0.1"),
                 (
-                    not 0 < self.repetition_penalty < float("inf"),
-                    f"repetition_penalty is {self.repetition_penalty}; give 1 for none, or a number above 0",
+                    not 1e-6 <= self.repetition_penalty <= 1e6,  # far beyond, logits are infinite or all the same
+                    f"repetition_penalty is {self.repetition_penalty}; give 1 for none, or a number from 1e-6 to 1e6",
                 ),
                 ("" in self.stop, "stop holds an empty text, which is everywhere; leave it out"),
                 (not 0 <= self.seed < 2**63, f"seed is {self.seed}; give a whole number from 0 up to 2^63 - 1"),

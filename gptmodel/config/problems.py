@@ -89,7 +89,9 @@ def _instead(path: Place, cls: type[Any]) -> str:
     same = [found for found in everywhere if found[-1] == path[-1]]
     same = same or [found for found in everywhere if _is_short_for(path[-1], found[-1])]
     close = difflib.get_close_matches(path[-1], [found[-1] for found in inside], n=1)
-    if close and not same:
+    inside_list = any(part.isdigit() for part in path)  # whose fields `everywhere` has not
+    close = close or (difflib.get_close_matches(path[-1], _names(hint_of(cls, path[:-1])), n=1) if inside_list else [])
+    if close and (inside_list or not same):
         same = [(*path[:-1], close[0])]
     if not same:
         close = difflib.get_close_matches(path[-1], [found[-1] for found in everywhere], n=1, cutoff=0.75)

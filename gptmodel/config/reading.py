@@ -202,6 +202,11 @@ class _Reader:
         hints = get_type_hints(hint) if isinstance(hint, type) and is_dataclass(hint) else {}
         if id(node) not in self._flat:
             self._flat.add(id(node))
+            for key_node, _ in node.value:
+                if not isinstance(key_node, yaml.ScalarNode):
+                    said = "a name of a setting is one word, not a list or a group"
+                    self.problems.append(f"{self.where(key_node)}: {said}; look at brackets and `?`")
+                    return {}
             self._look_for_twins(node, path)
             self.loader.flatten_mapping(node)
         found: dict[str, Any] = {}

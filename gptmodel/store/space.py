@@ -105,14 +105,17 @@ def used_bytes(directory: Path) -> int:
 
 
 @contextmanager
-def storage_errors(what: str, where: Path, needed: int = 0) -> Iterator[None]:
-    """Errors of a full, read-only or closed disk come out as one StorageError; all others as they are."""
+def storage_errors(what: str, where: Path, needed: int = 0, setting: str = _STORE) -> Iterator[None]:
+    """Errors of a full, read-only or closed disk come out as one StorageError; all others as they are.
+
+    `setting` as in `explained`.
+    """
     try:
         yield
     except GptflowError:
         raise
     except Exception as error:
-        if (told := explained(error, what, where, needed)) is not None:
+        if (told := explained(error, what, where, needed, setting)) is not None:
             raise told from error
         raise
 
@@ -122,7 +125,7 @@ def explained(
 ) -> StorageError | None:
     """The StorageError that an error, or a cause of it, amounts to; None for any other error.
 
-    `setting` is the environment variable that moves `where` elsewhere.
+    `setting` is the environment variable, or the option, that moves `where` elsewhere.
     """
     seen: list[BaseException] = []
     cause: BaseException | None = error

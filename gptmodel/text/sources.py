@@ -19,7 +19,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from gptmodel.config import SourceConfig, recipe
-from gptmodel.errors import DataError
+from gptmodel.errors import ConfigError, DataError
 from gptmodel.progress import progress
 from gptmodel.store.artifacts import Ref, canonical
 from gptmodel.store.space import corpus_bytes
@@ -168,6 +168,10 @@ def _local(config: SourceConfig) -> list[tuple[str, Path]]:
     paths: dict[Path, None] = {}
     for pattern in config.paths:
         check_utf8(pattern)
+        if not pattern.strip():
+            raise ConfigError(
+                "corpus.source.paths holds an empty path; give files, such as texts/*.txt, or leave it out"
+            )
         whole = local_path(pattern, "corpus.source.paths")
         # A name that exists is taken as it is, brackets too. glob and not Path.glob: a pattern may be absolute.
         matches = [str(whole)] if whole.exists() else sorted(glob.glob(str(whole), recursive=True))  # noqa: PTH207

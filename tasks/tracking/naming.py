@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Callable
 from contextlib import suppress
@@ -51,7 +52,12 @@ def _found(store: Store, name: str, look: Callable[[str], Found]) -> Found:
     except ArtifactError as error:
         if not _may_be_mlflows(name):
             raise
-        fingerprint = _ask_mlflow(name) if is_there() else ""
+        if not is_there():
+            uri = os.environ["MLFLOW_TRACKING_URI"]
+            raise ArtifactError(
+                f"{error}; MLflow could not be asked: {uri} (MLFLOW_TRACKING_URI) is not there"
+            ) from None
+        fingerprint = _ask_mlflow(name)
         if not fingerprint:
             raise ArtifactError(
                 f"{error}; nor does MLflow know a run or version of ours by that name (a version is name/number or "
@@ -81,6 +87,7 @@ def _may_be_mlflows(name: str) -> bool:
 def _ask_mlflow(name: str) -> str:
     """The fingerprint that the run or the registered version is tagged with."""
     from mlflow.exceptions import MlflowException
+    from mlflow.tracking.registry import UnsupportedModelRegistryStoreURIException
 
     from gptmodel.errors import first_line
     from tasks.tracking.runs import FAILURES, FINGERPRINT_TAG, client
@@ -100,6 +107,12 @@ def _ask_mlflow(name: str) -> str:
     except FAILURES as error:
         # An alias that nobody gave is called an invalid parameter.
         code = error.error_code if isinstance(error, MlflowException) else ""
+        if isinstance(error, UnsupportedModelRegistryStoreURIException):  # an invalid parameter too
+            uri = os.environ.get("MLFLOW_TRACKING_URI", "")
+            raise TrackingError(
+                f"MLflow could not be asked for {name}: MLFLOW_TRACKING_URI is {uri!r}; give an address such as "
+                "http://127.0.0.1:5000"
+            ) from None
         if code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
             return ""
         raise TrackingError(

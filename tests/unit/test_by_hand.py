@@ -174,6 +174,8 @@ def test_the_commands_read_a_model_of_the_store_and_one_before_training(
     assert "give one `-`" in str(typed("loss", "-", "-", text="a text").exception)
     for words in ((), ("-",)):
         assert json.loads(typed("generate", "--json", *words, text="one\n\n").stdout)["prompt"] == "one\n"
+    (tmp_path / "afile").touch()
+    assert str(typed("pictures", "--out", "afile/x").exception).endswith("; set --out to another place")
     fresh = json.loads(typed("loss", "--json", "--untrained", "smoke", *TEXTS).stdout)
     assert fresh["model"] == "smoke before training"
     assert fresh["loss"] == pytest.approx(math.log(50_257), abs=0.5), "it knows nothing"
@@ -182,3 +184,14 @@ def test_the_commands_read_a_model_of_the_store_and_one_before_training(
     first = json.loads(typed("next", "--untrained", "smoke", "--json", TEXTS[0]).stdout)["choices"][0]
     assert gpt2().encode(written).tolist() == [first["token"]]
     assert "leave one out" in str(typed("loss", "--untrained", "smoke", "--model", "x", *TEXTS).exception)
+
+
+@pytest.mark.parametrize("uri", ["nonsense://x", "sqlite:////nope/x.db"])
+def test_a_version_whose_registry_cannot_be_asked_says_so(
+    uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GPTFLOW_STORE", str(tmp_path / "store"))
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    said = str(typed("generate", "--model", "smoke/1", "hi").exception)
+    assert "MLflow could not be asked" in said
+    assert uri in said

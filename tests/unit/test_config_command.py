@@ -190,6 +190,14 @@ def test_a_recorded_model_is_shown_and_compared(model: Artifact, tmp_path: Path)
     assert differing("smoke", model.label) == ["train.seed"]
 
 
+def test_names_that_are_wrong_are_told_in_words(tmp_path: Path) -> None:
+    (told_of,) = problems_of("show", "--set", "evaluate.decodings=[{temperatur: 1}]")
+    assert told_of.endswith("evaluate.decodings.0.temperatur (did you mean evaluate.decodings.0.temperature?)")
+    (tmp_path / "odd.yaml").write_text("train:\n  ? [a, b]\n  : 1\n")
+    (told_of,) = problems_of("validate", str(tmp_path / "odd.yaml"))
+    assert told_of.startswith(f"{tmp_path / 'odd.yaml'}:2: a name of a setting is one word")
+
+
 def test_names_that_are_nothing(model: Artifact, mine: Path) -> None:
     assert problems_of("show", "smok")[0].startswith("no settings are called 'smok' (did you mean smoke?): no preset")
     assert problems_of("show", model.label, "--set", "train.seed=1")[0].endswith("is neither")

@@ -186,7 +186,8 @@ def test_each_row_draws_alone_and_from_its_own_generator() -> None:
     [
         ({"min_p": -0.1}, "min_p is -0.1; give 0 for all, or a share up to 1"),
         ({"min_p": 1.5}, "min_p is 1.5"),
-        ({"repetition_penalty": 0.0}, "repetition_penalty is 0.0; give 1 for none, or a number above 0"),
+        ({"repetition_penalty": 0.0}, "repetition_penalty is 0.0; give 1 for none, or a number from 1e-6 to 1e6"),
+        ({"repetition_penalty": 1e308}, "repetition_penalty is 1e\\+308"),
         ({"repetition_penalty": float("nan")}, "repetition_penalty is nan"),
         ({"temperature": float("nan")}, "temperature is nan"),
         ({"temperature": float("inf")}, "temperature is inf"),

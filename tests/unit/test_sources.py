@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from gptmodel.config import CorpusConfig, SourceConfig
-from gptmodel.errors import DataError, GptflowError
+from gptmodel.errors import ConfigError, DataError, GptflowError
 from gptmodel.pretrained import import_weights
 from gptmodel.store.artifacts import Store
 from gptmodel.text.corpus import build_corpus, iter_documents
@@ -163,6 +163,8 @@ def test_a_wrong_column_of_a_table_is_named_with_those_there_are(tmp_path: Path)
 
 
 def test_nothing_found_is_said(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="paths holds an empty path"):
+        build_corpus(Store(tmp_path), CorpusConfig(source=SourceConfig(kind="files", paths=("",))))
     with pytest.raises(DataError, match=r"no file matches .*none\*"):
         build(tmp_path, tmp_path / "none*")
     with pytest.raises(DataError, match=r"is a folder.*\*\.txt"):
