@@ -38,7 +38,7 @@ def show(
     Takes --preset, --config and --set as `run` does. Or NAME: a preset, a YAML file, or what was recorded of a model,
     corpus, shards or evaluation of the store (or an MLflow run or registered version).
     """
-    check_one_preset(name, preset)
+    check_one_preset(name or "", preset)
     found = _named(name, preset, file, sets)
     values = found.changed if changed and found.preset else found.values
     if as_json:
