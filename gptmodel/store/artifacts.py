@@ -206,15 +206,16 @@ class Store:
         if re.fullmatch(r"[0-9a-f]{4,64}", stem) and re.fullmatch(r"[a-z-]+|\*", kinds):
             found = self.directories(kinds.strip("*"), stem[:NAME_CHARS])
         if len(found) != 1:
-            raise ArtifactError(self._not_one(name, stem, found))
+            raise ArtifactError(self._not_one(name, kinds, stem, found))
         return found[0]
 
-    def _not_one(self, name: str, stem: str, found: list[Path]) -> str:
+    def _not_one(self, name: str, kinds: str, stem: str, found: list[Path]) -> str:
         if found:
             labels = ", ".join(f"{path.parent.name}/{path.name}" for path in found[:5])
             more = f" and {len(found) - 5:,} more" if len(found) > 5 else ""
             return f"{len(found):,} artifacts in {self.root} for {name!r}: {labels}{more}; give kind and more digits"
-        if re.fullmatch(r"[0-9a-f]{1,3}", stem):
+        is_short = re.fullmatch(r"[0-9a-f]{1,3}", stem) and re.fullmatch(r"[a-z-]+|\*", kinds)
+        if is_short and self.directories(kinds.strip("*"), stem):  # nobody/1 is no short name, but a version's
             return (
                 f"{name!r} is too short to name an artifact in {self.root}; give at least 4 digits of its fingerprint"
             )
