@@ -278,7 +278,6 @@ def test_what_a_plan_reckons_for_other_hardware() -> None:
         (("quickstart", "--mfu", "40"), "mfu is 40.0"),
         (("quickstart", "--trial-steps", "0"), "trial steps is 0"),
         (("--best-for", "5"), "--best-for is 5"),
-        (("--best-for", "nan"), "--best-for is nan"),
         (("--plot", "x.png"), "--plot draws the answer of --best-for"),
         (("quickstart", "--rates", "none.yaml"), "cannot read the rates in none.yaml"),
         (("llama-2-7b", "--set", "train.max_steps=5"), "--set says nothing to a published training, llama-2-7b"),
