@@ -64,6 +64,16 @@ def child_of(pid: int) -> psutil.Process:
     return next(p for p in psutil.Process(pid).children() if "gptmodel.pretraining.worker" in p.cmdline())
 
 
+def endless(
+    tiny_data: tuple[Store, Artifact], tiny: Callable[..., PipelineConfig], tmp_path: Path
+) -> tuple[Store, Training]:
+    """A store of its own, and a training in it that does not end by itself."""
+    shutil.copytree(tiny_data[0].root, tmp_path / "store")
+    store = Store(tmp_path / "store")
+    config = tiny("train.max_steps=100000", "train.checkpoint_every=100000", "train.eval_every=100000")
+    return store, plan_training(store, config, store.resolve(tiny_data[1].label))
+
+
 def files(root: Path) -> dict[str, tuple[int, int, int]]:
     """All files of a store, each with what a write to it would change."""
     found = {str(path): path.stat() for path in root.rglob("*") if path.is_file()}
@@ -73,10 +83,7 @@ def files(root: Path) -> dict[str, tuple[int, int, int]]:
 def test_a_training_that_wakes_up_after_it_was_replaced_writes_nothing(
     tiny_data: tuple[Store, Artifact], tiny: Callable[..., PipelineConfig], tmp_path: Path
 ) -> None:
-    shutil.copytree(tiny_data[0].root, tmp_path / "store")
-    store = Store(tmp_path / "store")
-    endless = tiny("train.max_steps=100000", "train.checkpoint_every=100000", "train.eval_every=100000")
-    training = plan_training(store, endless, store.resolve(tiny_data[1].label))
+    store, training = endless(tiny_data, tiny, tmp_path)
     old, old_child = start_elsewhere(store, training)
     for pid in (old.pid, old_child.pid):
         os.kill(pid, signal.SIGSTOP)
@@ -115,10 +122,7 @@ def test_a_training_that_wakes_up_after_it_was_replaced_writes_nothing(
 def test_what_the_child_of_a_killed_run_has_to_say_is_not_taken_for_the_word_of_the_next_one(
     tiny_data: tuple[Store, Artifact], tiny: Callable[..., PipelineConfig], tmp_path: Path
 ) -> None:
-    shutil.copytree(tiny_data[0].root, tmp_path / "store")
-    store = Store(tmp_path / "store")
-    endless = tiny("train.max_steps=100000", "train.checkpoint_every=100000", "train.eval_every=100000")
-    training = plan_training(store, endless, store.resolve(tiny_data[1].label))
+    store, training = endless(tiny_data, tiny, tmp_path)
     old, orphan = start_elsewhere(store, training)
     orphan.suspend()  # a step that takes long
     old.kill()
