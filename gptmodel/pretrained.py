@@ -28,7 +28,8 @@ from gptmodel.progress import Progress
 from gptmodel.progress import progress as measured
 from gptmodel.store.artifacts import MANIFEST, Artifact, Ref, Request, Store, load_artifact, open_store, sha256_file
 from gptmodel.store.space import weights_bytes
-from gptmodel.text.download import content_digest, shown
+from gptmodel.text.addresses import shown
+from gptmodel.text.download import content_digest
 from gptmodel.text.reading import local_path
 from gptmodel.weights import CONFIG_FILE, load_model, read_json, save_model
 

@@ -8,23 +8,22 @@ connection, so a name server that changes its answer in between is not caught; t
 from __future__ import annotations
 
 import hashlib
-import ipaddress
 import logging
 import os
-import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
-from urllib.parse import urljoin, urlsplit, urlunsplit
+from urllib.parse import urljoin
 
 from gptmodel.errors import DataError, NetworkError
 from gptmodel.progress import progress
 from gptmodel.store.artifacts import fsync_path, sha256_file
 from gptmodel.store.locks import exclusive
 from gptmodel.store.space import explained, require
+from gptmodel.text.addresses import check_address, shown
 
 if TYPE_CHECKING:
     import httpx  # else where it is used: each training process imports this module, and fetches nothing
@@ -32,8 +31,6 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 _REDIRECTS = 5
 _RESUMES = 3
-_IPV4_AT_THE_END = [ipaddress.IPv6Network(n) for n in ("::ffff:0:0/96", "::/96", "64:ff9b::/96")]
-_LOCAL_NAT64 = ipaddress.IPv6Network("64:ff9b:1::/48")  # RFC 8215: a private network's own translator
 _WAIT_AND_SEE = (408, 425, 429, 500, 502, 503, 504)
 
 
@@ -115,15 +112,6 @@ def download_if_changed(
             raise NetworkError(f"{shown(url)}: {have:,} of {total:,} bytes came; run the same again")
         said = {"etag": response.headers.get("ETag", ""), "last_modified": response.headers.get("Last-Modified", "")}
     return {name: value for name, value in said.items() if value}
-
-
-def shown(url: str) -> str:
-    """The URL for people and manifests: without a user, a password or a query, which may hold a token."""
-    try:
-        parts = urlsplit(url)
-        return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
-    except ValueError:
-        return url
 
 
 def _fetch_all(url: str, part: Path, timeout: float, allow_private: bool) -> bool:
@@ -211,7 +199,7 @@ def _open(url: str, headers: dict[str, str], timeout: float, allow_private: bool
     asked = shown(url)
     with httpx.Client(timeout=timeout, follow_redirects=False) as client:
         for hop in range(_REDIRECTS + 1):
-            _check_address(url, asked if hop else "", allow_private)
+            check_address(url, asked if hop else "", allow_private)
             try:
                 with client.stream("GET", url, headers=headers) as response:
                     if not response.has_redirect_location:
@@ -250,50 +238,6 @@ def retry_after(value: str) -> float | None:
     except ValueError:
         return None
     return max(0.0, (then.replace(tzinfo=then.tzinfo or UTC) - datetime.now(UTC)).total_seconds())
-
-
-def _check_address(url: str, came_from: str, allow_private: bool) -> None:
-    where = f"{came_from} redirects to {shown(url)}, which" if came_from else shown(url)
-    try:
-        parts = urlsplit(url)
-        host, port = parts.hostname, parts.port
-    except ValueError as error:
-        raise DataError(f"{where} is not a URL ({error}); check the address") from None
-    if parts.scheme not in ("http", "https") or not host:
-        raise DataError(f"{where} is not an http(s) address; give one that begins with https:// or http://")
-    if allow_private:
-        return
-    try:
-        found = socket.getaddrinfo(host, port or parts.scheme, proto=socket.IPPROTO_TCP)
-    except UnicodeError:
-        raise DataError(f"{where} has no usable host name ({host}); check the address") from None
-    except OSError as error:
-        raise NetworkError(f"{where}: cannot find {host} ({error}); is the name right, and the network up?") from None
-    if not all(_is_public(str(address[0])) for *_, address in found):
-        raise DataError(
-            f"{where} is a private address; allow it with corpus.source.allow_private_addresses=true "
-            "(import: --allow-private-addresses)"
-        )
-
-
-def _is_public(text: str) -> bool:
-    address = ipaddress.ip_address(text.partition("%")[0])
-    if isinstance(address, ipaddress.IPv6Address):
-        inner = _embedded(address)
-        if inner is not None:
-            return _is_public(str(inner))
-        if address in _LOCAL_NAT64:
-            return False
-    return address.is_global and not address.is_multicast
-
-
-def _embedded(address: ipaddress.IPv6Address) -> ipaddress.IPv4Address | None:
-    """The IPv4 address that a packet to this one ends up at: mapped, compatible, 6to4 or NAT64."""
-    if address.sixtofour is not None:
-        return address.sixtofour
-    if any(address in network for network in _IPV4_AT_THE_END):
-        return ipaddress.IPv4Address(int(address) & 0xFFFFFFFF)
-    return None
 
 
 def content_digest(names_and_hashes: list[tuple[str, str]]) -> str:

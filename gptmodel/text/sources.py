@@ -23,7 +23,8 @@ from gptmodel.errors import ConfigError, DataError
 from gptmodel.progress import progress
 from gptmodel.store.artifacts import Ref, canonical
 from gptmodel.store.space import corpus_bytes
-from gptmodel.text.download import content_digest, download, shown
+from gptmodel.text.addresses import shown
+from gptmodel.text.download import content_digest, download
 from gptmodel.text.following import newest, newest_here
 from gptmodel.text.hub import hub_documents, local_files, pin_revision
 from gptmodel.text.reading import (

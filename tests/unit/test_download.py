@@ -12,7 +12,8 @@ import pytest
 
 from gptmodel.errors import DataError, NetworkError
 from gptmodel.progress import Meter, watched
-from gptmodel.text.download import _is_public, download
+from gptmodel.text.addresses import is_public
+from gptmodel.text.download import download
 
 BODY = bytes(range(256)) * 400
 SHA = hashlib.sha256(BODY).hexdigest()
@@ -290,7 +291,7 @@ def test_private_addresses_are_refused_unless_allowed(target: Path, host: str) -
     "address", ["8.8.8.8", "2606:4700::1", "::ffff:8.8.8.8", "2002:808:808::1", "64:ff9b::808:808"]
 )
 def test_public_addresses_are_public(address: str) -> None:
-    assert _is_public(address)
+    assert is_public(address)
 
 
 def test_a_redirect_to_a_private_address_is_refused(
