@@ -108,6 +108,9 @@ class CorpusConfig:
     """A document longer than this many characters is cut into several."""
     cut_to_chars: int = 10_000
     """A cut falls between this many characters and twice as many: at a paragraph end, else a line end, else a space."""
+    split_by: Literal["piece", "text"] = "piece"
+    """What has a side of its own where a text was cut. piece: each piece, so that one long text gives both sides. text:
+    all are on the side of the text's first piece, so that no model is judged on the neighbours of what it saw."""
     errors: Literal["strict", "replace", "skip"] = "strict"
     """What to do with text that is not valid UTF-8: stop, put U+FFFD, or leave the document out. All are counted."""
     near_duplicates: Literal["keep", "apart"] = "keep"
@@ -119,7 +122,12 @@ class CorpusConfig:
     """near_duplicates=apart: an earlier corpus of the store (`corpus/1f2e3d4c5b6a7980`) whose validation documents
     training documents are kept away from too: what models are compared on stays unseen when a source is revised."""
 
-    LATER: ClassVar[Mapping[str, Any]] = {"near_duplicates": "keep", "similarity": 0.8, "hold_out": ""}
+    LATER: ClassVar[Mapping[str, Any]] = {
+        "near_duplicates": "keep",
+        "similarity": 0.8,
+        "hold_out": "",
+        "split_by": "piece",
+    }
 
     def __post_init__(self) -> None:
         check(

@@ -68,7 +68,7 @@ def _limits_of_training(facts: Facts) -> list[str]:
         asked = facts.corpus.request.config
         said.append(
             f"A document is for validation if a keyed hash of its text falls below {asked['validation_fraction']:g}. "
-            f"{_kept_apart(asked)}{_cut(facts.corpus.summary)}"
+            f"{_kept_apart(asked)}{_cut(facts.corpus.summary, asked)}"
         )
         if asked["source"]["kind"] == "embedded":
             said.append("Its text is presidential addresses alone: it knows their manner, and no other.")
@@ -86,8 +86,12 @@ def _kept_apart(asked: dict[str, Any]) -> str:
     )
 
 
-def _cut(summary: dict[str, Any]) -> str:
-    return " Pieces of one text that was cut may stand on both sides." if summary.get("cut_documents") else ""
+def _cut(summary: dict[str, Any], asked: dict[str, Any]) -> str:
+    if not summary.get("cut_documents"):
+        return ""
+    if asked.get("split_by", "piece") == "text":
+        return " All pieces of a text that was cut are on one side."
+    return " Pieces of one text that was cut may stand on both sides."
 
 
 def _chosen_by(shards: dict[str, Any]) -> str:

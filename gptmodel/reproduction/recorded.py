@@ -36,6 +36,7 @@ from gptmodel.store.artifacts import Artifact, Store, canonical
 from gptmodel.store.manifests import read_manifest
 from gptmodel.text.corpus import SOURCES
 from gptmodel.text.download import content_digest
+from gptmodel.tokens.shards import NO_SETTINGS
 from gptmodel.training.metrics_log import curve, read_lines
 
 log = logging.getLogger(__name__)
@@ -169,7 +170,7 @@ def of_run(run_dir: Path, name: str) -> Named:
 
 def shards_config(shards: Artifact) -> ShardsConfig:
     """The settings of shards, from their manifest."""
-    found = {name: value for name, value in shards.request.config.items() if name != "tokenizer_digest"}
+    found = {name: value for name, value in shards.request.config.items() if name not in NO_SETTINGS}
     return _parsed(found, ShardsConfig, shards)
 
 

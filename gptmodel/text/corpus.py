@@ -3,7 +3,8 @@
 Normalisation: a leading byte-order mark is dropped, CRLF and CR become LF, and the text is put in Unicode form NFC.
 Nothing else is changed. A document's id is the first 32 hex digits of the sha256 of its normalised text; its side is a
 keyed hash of the same text, so that it moves with nothing: not with new data, nor with another order. With
-`near_duplicates=apart` training documents that are nearly equal to a validation document are left out.
+`near_duplicates=apart` training documents that are nearly equal to a validation document are left out. With
+`split_by=text` the pieces of a text that was cut are all on the side of its first piece.
 """
 
 from __future__ import annotations
@@ -41,6 +42,10 @@ DOWNLOADS = ".downloads"  # in the store: fetched files by sha256
 _NAME_ROOM = 16  # bytes of a name in a manifest besides its own
 _SMALLEST_PIECE = 200  # characters: less is no document to train on
 _SPLITS = ("train", "validation")
+_NEIGHBOURS = (
+    "%s of %s texts were cut, and their pieces have sides of their own: a model is judged on neighbours of what it was "
+    "trained on; corpus.split_by=text keeps each text on one side"
+)
 
 
 @dataclass
@@ -92,6 +97,8 @@ def build_corpus(
                 )
             write_documents(documents, directory, source.n_bytes, progress)
             _check_split(counts, config, source)
+            if config.split_by == "piece" and counts.cut_documents and counts.texts_read > 1:
+                log.warning(_NEIGHBOURS, f"{counts.cut_documents:,}", f"{counts.texts_read:,}")
             lines = [json.dumps(item, ensure_ascii=False) + "\n" for item in source.listing]
             write_atomic(directory / SOURCES, "".join(lines))
         except Exception:
@@ -192,15 +199,18 @@ def _documents(source: Source, config: CorpusConfig, counts: Counts) -> Iterator
         first = list(islice(pieces, 2))  # not all at once: a text may be as long as a file
         several = len(first) > 1
         counts.cut_documents += several
+        side = ""
         for number, piece in enumerate(chain(first or [""], pieces)):
             if counts.documents >= limit:
                 break  # and no return: the source shall see that its file is unchanged
-            document = _keep(piece, f"{raw.source}#{number}" if several else raw.source, config, seen, counts)
+            if not side or config.split_by == "piece":
+                side = split_of(piece, config) if piece.strip() else ""
+            document = _keep(piece, f"{raw.source}#{number}" if several else raw.source, side, seen, counts)
             if document:
                 yield document
 
 
-def _keep(text: str, source: str, config: CorpusConfig, seen: set[bytes], counts: Counts) -> Document | None:
+def _keep(text: str, source: str, side: str, seen: set[bytes], counts: Counts) -> Document | None:
     if not text.strip():
         counts.empty_dropped += 1
         return None
@@ -210,7 +220,7 @@ def _keep(text: str, source: str, config: CorpusConfig, seen: set[bytes], counts
         counts.duplicates_dropped += 1
         return None
     seen.add(digest)
-    document = Document(digest.hex(), text, source, len(encoded), split_of(text, config))
+    document = Document(digest.hex(), text, source, len(encoded), side)
     counts.documents += 1
     counts.longest_bytes = max(counts.longest_bytes, document.n_bytes)
     if document.split == "train":
@@ -258,10 +268,12 @@ def _check_split(counts: Counts, config: CorpusConfig, source: Source) -> None:
         )
     missing = [s for s in _SPLITS if not getattr(counts, f"{s}_documents")]
     if missing:
-        piece = _piece_that_splits(counts, config, source)
-        advice = (
-            f"have documents cut: corpus.cut_above_chars={piece} and corpus.cut_to_chars={piece}, or " if piece else ""
-        )
+        advice = ""
+        if config.split_by == "text" and counts.cut_documents:
+            advice = "let each piece have a side: corpus.split_by=piece, or "
+        elif piece := _piece_that_splits(counts, config, source):
+            by = "" if config.split_by == "piece" else " and corpus.split_by=piece"
+            advice = f"have documents cut: corpus.cut_above_chars={piece} and corpus.cut_to_chars={piece}{by}, or "
         raise DataError(
             f"all {counts.documents:,} documents fall on one side of the split, so {missing[0]} has none; {advice}"
             f"add text or change corpus.validation_fraction ({config.validation_fraction}) or corpus.split_key"
@@ -272,7 +284,7 @@ def _piece_that_splits(counts: Counts, config: CorpusConfig, source: Source) -> 
     """Characters to cut at so that both sides get documents, found by trying it; 0 if none of a few sizes does."""
     for parts in (20, 100, 500):
         piece = max(_SMALLEST_PIECE, counts.longest_bytes // parts)
-        cut_config = replace(config, cut_above_chars=piece, cut_to_chars=piece)
+        cut_config = replace(config, cut_above_chars=piece, cut_to_chars=piece, split_by="piece")
         sides: set[str] = set()
         for document in _documents(source, cut_config, Counts()):
             sides.add(document.split)

@@ -26,7 +26,7 @@ from gptmodel.progress import Progress
 from gptmodel.store.artifacts import SCRATCH, Artifact, Request, Store, fsync_path, sha256_file, write_atomic
 from gptmodel.store.space import shards_bytes
 from gptmodel.store.uses import using
-from gptmodel.text.sides import documents_of
+from gptmodel.text.sides import documents_of, keeps_texts_whole
 from gptmodel.tokenizer import Tokenizer, Tokens, gpt2
 from gptmodel.tokens.encoder import CHECK_EVERY, Encoder, encoder
 from gptmodel.tokens.known_tokens import KnownTokens, find_known
@@ -37,11 +37,15 @@ __all__ = ["DocumentIndex", "TokenStream", "build_shards", "open_split", "shards
 
 log = logging.getLogger(__name__)
 _RECIPE_VERSION = 1
+NO_SETTINGS = ("tokenizer_digest", "split_by")
+"""What a manifest records beside the settings, since it decides the bytes too."""
 
 
 def shards_request(corpus: Artifact, config: ShardsConfig) -> Request:
     """What `build_shards` asks the store for."""
     settings = {**recipe(config), "tokenizer_digest": gpt2().digest}
+    if config.side == "training" and keeps_texts_whole(corpus):
+        settings["split_by"] = "text"  # the same documents may come of a corpus that does not
     return Request("shards", _RECIPE_VERSION, settings, (corpus.ref,))
 
 

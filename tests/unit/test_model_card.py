@@ -321,6 +321,7 @@ def test_limits_tell_what_was_kept_apart_and_what_the_step_was_chosen_by(store: 
     assert "Only exact" not in apart
     assert "nearly equal (0.7 or more) to a validation document were left out, but shorter passages may be" in apart
     assert "Pieces of one text that was cut may stand on both sides." in apart
+    assert "All pieces of a text that was cut are on one side." in limits_of({"split_by": "text"}, {}, cut=2)
     nightly = limits_of({}, {"side": "training", "selection_fraction": 0.05})
     assert "figures on validation data are a little too good" not in nightly
     assert "chosen by the loss on 5% of the training documents" in nightly
