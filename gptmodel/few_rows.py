@@ -73,6 +73,12 @@ class FewRows:
                 layer.lent = None
 
 
+def _lays_out_bfloat16() -> bool:
+    """oneDNN does so on processors with AVX-512 or what came after it; on others it raises."""
+    known = getattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", None)
+    return known is not None and bool(known())
+
+
 def few_rows_of(model: nn.Module, head: Tensor, rows: int, steps: int) -> FewRows | None:
     """What makes so many steps of so many rows fastest; None where that is torch's own product."""
     known = hasattr(torch.ops.mkldnn, "_linear_pointwise") and hasattr(torch.ops.mkldnn, "_reorder_linear_weight")
@@ -81,5 +87,5 @@ def few_rows_of(model: nn.Module, head: Tensor, rows: int, steps: int) -> FewRow
         return None
     pays = steps >= _PAID_BACK
     if product_dtype(head) == torch.bfloat16:  # where torch's own product is oneDNN's already
-        return FewRows(model, head, rows, lay_out=True) if pays else None
+        return FewRows(model, head, rows, lay_out=True) if pays and _lays_out_bfloat16() else None
     return FewRows(model, head, rows, lay_out=pays and rows >= _LAID_OUT_ROWS)
