@@ -22,6 +22,7 @@ from gptmodel.model import GPT
 from gptmodel.settings import parse_config
 from gptmodel.sharding import laid_out_like
 from gptmodel.store.artifacts import Artifact, fsync_path, write_atomic
+from gptmodel.store.strict_json import kind_of
 
 WEIGHTS_FILE = "model.safetensors"
 CONFIG_FILE = "config.json"
@@ -146,6 +147,8 @@ def read_header(path: Path) -> dict[str, TensorInfo]:
     try:
         with path.open("rb") as file:
             size = os.fstat(file.fileno()).st_size
+            if size < 8:
+                raise ValueError(f"it has {size:,} bytes")
             (length,) = struct.unpack("<Q", file.read(8))
             if length > min(_MAX_HEADER_BYTES, size - 8):
                 raise ValueError(f"its header claims {length:,} bytes")
@@ -212,7 +215,7 @@ def read_json(path: Path) -> dict[str, Any]:
     except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{path} cannot be read as JSON: {error}; get the file again") from None
     if not isinstance(value, dict):
-        raise CheckpointError(f"{path} holds a {type(value).__name__}, not the settings of a model; get the file again")
+        raise CheckpointError(f"{path} holds {kind_of(value)}, not the settings of a model; get the file again")
     return value
 
 

@@ -23,16 +23,20 @@ def export(model: str, target: Path, layout: str, as_json: bool) -> None:
     hf gives a directory that AutoModelForCausalLM and AutoTokenizer of transformers load; gguf gives a file for
     llama.cpp, and wants the package gguf. The weights are the same, bit for bit.
     """
+    from gptmodel.formats.target import free_directory, free_file
+    from gptmodel.store.artifacts import open_store
+    from tasks.tracking.naming import named_model
+
+    target = free_directory(target) if layout == "hf" else free_file(target)  # before anything slow
+    store = open_store()
+    artifact = named_model(store, model)
+
     from gptmodel.formats.gguf_export import export_gguf
     from gptmodel.formats.hf_export import export_hf
     from gptmodel.pages.card import card_text
     from gptmodel.pages.card_facts import facts_of
-    from gptmodel.store.artifacts import open_store
     from gptmodel.weights import load_model
-    from tasks.tracking.naming import named_model
 
-    store = open_store()
-    artifact = named_model(store, model)
     gpt = load_model(artifact)
     if layout == "hf":
         files = export_hf(gpt, target, card=card_text(facts_of(store, artifact)))

@@ -10,14 +10,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
 from gptmodel.errors import ConfigError
+from gptmodel.text.reading import local_path
 from gptmodel.text.shingles import Hashes, runs, word_hashes
 
+BENCHMARK_FILES = "data_gates.benchmark_files"
 MOST_RUNS = 4_000_000  # of one protected set
 FEWEST_WORDS = 8  # less says little: Brown et al.'s smallest N
 _MAP_BITS = 26  # at most: 64 MB
@@ -127,21 +128,19 @@ def read_benchmark(path: str) -> Iterator[tuple[int, str]]:
     """
     empty = True
     try:
-        with Path(path).expanduser().open(encoding="utf-8") as lines:
+        with local_path(path, BENCHMARK_FILES, ConfigError).open(encoding="utf-8") as lines:
             for number, line in enumerate(lines, 1):
                 if line.strip():
                     empty = False
                     yield number, " ".join(_strings(json.loads(line))) if path.endswith((".jsonl", ".ndjson")) else line
     except OSError as error:
-        raise ConfigError(
-            f"benchmark file {path} cannot be read: {error.strerror}; mend data_gates.benchmark_files"
-        ) from None
+        raise ConfigError(f"benchmark file {path} cannot be read: {error.strerror}; mend {BENCHMARK_FILES}") from None
     except ValueError as error:  # not UTF-8, or not JSON
         raise ConfigError(
             f"benchmark file {path} cannot be read: {error}; write text in UTF-8, or JSON lines"
         ) from None
     if empty:
-        raise ConfigError(f"benchmark file {path} holds no item; leave it out of data_gates.benchmark_files")
+        raise ConfigError(f"benchmark file {path} holds no item; leave it out of {BENCHMARK_FILES}")
 
 
 def _strings(value: object) -> Iterator[str]:

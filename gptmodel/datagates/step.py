@@ -8,12 +8,14 @@ from typing import Any
 
 from gptmodel.config import DataGatesConfig, recipe
 from gptmodel.datagates.check import check
+from gptmodel.datagates.contamination import BENCHMARK_FILES
 from gptmodel.datagates.report import Report, markdown, report_from
 from gptmodel.errors import ArtifactError, ConfigError
 from gptmodel.progress import Progress
 from gptmodel.store.artifacts import MANIFEST, SCRATCH, Artifact, Request, Store, sha256_file, write_atomic
 from gptmodel.text.corpus import KIND as CORPUS
 from gptmodel.text.minhash import ALGORITHM
+from gptmodel.text.reading import local_path
 
 KIND = "data-check"
 RECIPE_VERSION = 2
@@ -56,10 +58,10 @@ def _asked(config: DataGatesConfig) -> dict[str, Any]:
     files = []
     for path in config.benchmark_files:
         try:
-            files.append([Path(path).name, sha256_file(Path(path).expanduser())])
+            files.append([Path(path).name, sha256_file(local_path(path, BENCHMARK_FILES, ConfigError))])
         except OSError as error:
             raise ConfigError(
-                f"benchmark file {path} cannot be read: {error.strerror}; mend data_gates.benchmark_files"
+                f"benchmark file {path} cannot be read: {error.strerror}; mend {BENCHMARK_FILES}"
             ) from None
     return {**recipe(config), "benchmark_files": files, "minhash": ALGORITHM}
 

@@ -17,6 +17,7 @@ import torch
 from gptmodel.config import GPT2_VOCAB_SIZE
 from gptmodel.errors import ConfigError, DataError
 from gptmodel.formats.hf_export import make_room, writing
+from gptmodel.formats.target import free_file
 from gptmodel.model import GPT
 from gptmodel.store.artifacts import fsync_path
 from gptmodel.tokenizer import END_TOKEN, data_files
@@ -46,9 +47,7 @@ def export_gguf(model: GPT, target: Path, *, name: str) -> list[str]:
     """
     if importlib.util.find_spec("gguf") is None:
         raise ConfigError("the package gguf is not installed; install it: .venv/bin/python -m pip install 'gguf>=0.17'")
-    target = target.expanduser().absolute()
-    if target.exists() or target.is_symlink():
-        raise DataError(f"{target} is there already; name a file that is new")
+    target = free_file(target)
     if model.config.vocab_size != GPT2_VOCAB_SIZE:
         raise DataError(
             f"the model has {model.config.vocab_size:,} tokens, and a GGUF file needs their words; only GPT-2's "

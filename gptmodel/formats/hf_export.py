@@ -19,6 +19,7 @@ from safetensors.torch import save_file
 from gptmodel.config import GPT2_VOCAB_SIZE, ModelConfig
 from gptmodel.errors import DataError
 from gptmodel.formats.hf_format import SINGLE_FILE, key_map
+from gptmodel.formats.target import free_directory
 from gptmodel.model import GPT
 from gptmodel.progress import Meter, progress
 from gptmodel.store.artifacts import fsync_path, write_atomic
@@ -37,9 +38,7 @@ def export_hf(model: GPT, target: Path, *, card: str = "") -> list[str]:
     DataError where `target` is there already and not empty. A model of another vocabulary than GPT-2's gets no
     tokenizer: its words are not known here.
     """
-    target = target.expanduser().absolute()
-    if target.is_symlink() or (target.exists() and (not target.is_dir() or any(target.iterdir()))):
-        raise DataError(f"{target} is there already; name a directory that is new or empty")
+    target = free_directory(target)
     make_room(target, model)
     building = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     shutil.rmtree(building, ignore_errors=True)

@@ -22,6 +22,7 @@ from gptmodel.errors import ArtifactError, ConfigError
 from gptmodel.store.strict_json import (
     check_depth,
     fields_of,
+    kind_of,
     matching_text,
     no_key_twice,
     number_of,
@@ -186,7 +187,7 @@ def parse(text: bytes) -> Manifest:
     """A manifest from its bytes; ValueError or RecursionError for what is none."""
     raw = json.loads(text.decode(), object_pairs_hook=no_key_twice, parse_constant=refuse_constant)
     if not isinstance(raw, dict):
-        raise ValueError(f"it is {type(raw).__name__}, not an object")
+        raise ValueError(f"it is {kind_of(raw)}, not an object")
     if missing := _FIELDS - raw.keys():
         raise ValueError(f"it has no entry {min(missing)!r}")
     if unknown := raw.keys() - _FIELDS - {_SEAL}:

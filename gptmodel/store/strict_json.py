@@ -6,9 +6,15 @@ import re
 from typing import Any
 
 _MOST_BYTES = 1 << 62
-
-
 _DEEPEST = 50
+_WORDS = {
+    dict: "an object",
+    list: "a list",
+    str: "text",
+    int: "a whole number",
+    float: "a number",
+    bool: "true or false",
+}
 
 
 def check_depth(raw: Any) -> None:
@@ -41,8 +47,13 @@ def fields_of(raw: Any, names: set[str], what: str) -> dict[str, Any]:
 
 def of_type(value: Any, kind: type, what: str) -> Any:
     if type(value) is not kind:
-        raise ValueError(f"{what} is {type(value).__name__} where {kind.__name__} is due")
+        raise ValueError(f"{what} is {kind_of(value)} where {_WORDS[kind]} is due")
     return value
+
+
+def kind_of(value: Any) -> str:
+    """What a value of JSON is, in JSON's own words."""
+    return "null" if value is None else _WORDS.get(type(value), type(value).__name__)
 
 
 def number_of(value: Any, what: str) -> int:

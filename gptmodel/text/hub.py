@@ -14,9 +14,11 @@ from gptmodel.errors import DataError, GptflowError, NetworkError, StorageError
 from gptmodel.progress import progress, watchers
 from gptmodel.store.space import explained
 from gptmodel.text.download import retry_after
+from gptmodel.text.reading import local_path
 
 log = logging.getLogger(__name__)
-_HINT = "check corpus.source.dataset, name, revision and split"
+_WHERE = "corpus.source.dataset, name, revision and split"
+_HINT = f"check {_WHERE}"
 _SECONDS, _SECONDS_TO_CHECK = 30.0, 10.0  # without an answer
 # By name, since the hub's client, `datasets` and `fsspec` bring three HTTP libraries with classes of their own.
 _UNREACHABLE = {
@@ -25,16 +27,21 @@ _UNREACHABLE = {
 }
 
 
+def _place(config: SourceConfig) -> Path:
+    """Where the dataset would lie if it were a folder here."""
+    return local_path(config.dataset, _WHERE)
+
+
 def local_files(config: SourceConfig) -> list[Path]:
     """The files of a dataset that is a folder here; none if it is one of the hub."""
-    folder = Path(config.dataset).expanduser()
+    folder = _place(config)
     found = sorted(p for p in folder.rglob("*") if p.is_file()) if folder.is_dir() else []
     return [p for p in found if not any(part.startswith(".") for part in p.relative_to(folder).parts)]
 
 
 def pin_revision(config: SourceConfig) -> str:
     """The commit to read: as given, or what the branch (or nothing) stands for now. A local folder has none."""
-    if re.fullmatch(r"[0-9a-f]{40}", config.revision) or Path(config.dataset).expanduser().is_dir():
+    if re.fullmatch(r"[0-9a-f]{40}", config.revision) or _place(config).is_dir():
         return config.revision
     found = _ask(config, _SECONDS)
     log.warning(
@@ -63,7 +70,7 @@ def hub_documents(config: SourceConfig, revision: str) -> Iterator[str | None]:
     """The text column of every row, in the dataset's order."""
     from datasets import disable_progress_bars, load_dataset
 
-    folder = Path(config.dataset).expanduser()
+    folder = _place(config)
     # The library's cache knows a local file by its size and time, not by its bytes, and may hold other text.
     fresh = tempfile.TemporaryDirectory(prefix="gptflow-datasets-") if folder.is_dir() else None
     try:
@@ -127,7 +134,7 @@ def _explained(error: BaseException, config: SourceConfig) -> GptflowError:
         return NetworkError(f"{config.dataset}: the hub does not answer ({first})", _retry_after(answers))
     # `datasets` says "couldn't find" for a hub that is out of reach, too.
     missing = type(error).__name__ in ("DatasetNotFoundError", "FileNotFoundError", "LocalEntryNotFoundError")
-    if missing and not any(statuses) and not Path(config.dataset).expanduser().is_dir():
+    if missing and not any(statuses) and not _place(config).is_dir():
         return NetworkError(f"{config.dataset}: not found, or the hub is out of reach ({first}); {_HINT}")
     return DataError(f"{config.dataset}: {first}; {_HINT}")
 
@@ -135,7 +142,7 @@ def _explained(error: BaseException, config: SourceConfig) -> GptflowError:
 def _no_room(error: BaseException, config: SourceConfig) -> StorageError | None:
     from huggingface_hub.constants import HF_HOME
 
-    is_folder = Path(config.dataset).expanduser().is_dir()
+    is_folder = _place(config).is_dir()
     where, setting = (tempfile.gettempdir(), "TMPDIR") if is_folder else (HF_HOME, "HF_HOME")
     return explained(error, f"the cache of {config.dataset}", Path(where), setting=setting)
 

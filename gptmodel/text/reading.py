@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import IO
 
 from gptmodel.config import SourceConfig
-from gptmodel.errors import ConfigError, DataError
+from gptmodel.errors import ConfigError, DataError, GptflowError
 from gptmodel.store.artifacts import sha256_file
 
 _ENDINGS = {
@@ -70,8 +70,8 @@ class SourceFile:
             raise DataError(f"{self.name} was changed while it was read; wait until it is finished and run again")
 
 
-def local_path(text: str, check: str) -> Path:
-    """The path that a person means, who may have written `~`; DataError, with what to check, for one that none can be.
+def local_path(text: str, check: str, kind: type[GptflowError] = DataError) -> Path:
+    """The path that a person means, who may have written `~`; `kind`, with what to check, for one that none can be.
 
     Whether something lies there is not said.
     """
@@ -80,7 +80,7 @@ def local_path(text: str, check: str) -> Path:
         path.exists()
     except (OSError, RuntimeError) as error:
         said = error.strerror if isinstance(error, OSError) else "there is no home of that name"
-        raise DataError(f"{text} cannot be looked for: {said}; check {check}") from None
+        raise kind(f"{text} cannot be looked for: {said}; check {check}") from None
     return path
 
 
