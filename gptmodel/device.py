@@ -38,6 +38,7 @@ _DATASHEET_BF16 = {
 _NOT_WHOLE = r"\b(MIG|Laptop|Max-Q|4090 D)\b"  # a part of a card, or a smaller one under its name
 _BF16_GAIN = 1.3  # bfloat16 must be this much faster to be worth its rounding; ours measured 2 or more, or below 1
 _GEMM_SIZE = 1024
+_SLOW_FLOPS = 8e9  # one core's float32 does better; bfloat16 without instructions for it does 1 to 3e9
 
 
 @dataclass(frozen=True)
@@ -114,7 +115,7 @@ def set_up(config: TrainConfig, precision: str = "", local_rank: int = 0) -> Mac
         speeds = {name: _gemm_flops(device, name) for name in ("float32", "bfloat16")}
         gain = speeds["bfloat16"] / speeds["float32"]
         wanted = "bfloat16" if gain >= _BF16_GAIN else "float32"
-        choice = f"auto: bfloat16 matrix products measured at {gain:.1f}x the speed of float32"
+        choice = f"auto: bfloat16 matrix products measured at {gain:.2g}x the speed of float32"
     else:
         speeds = {wanted: _gemm_flops(device, wanted)}
         choice = "as an earlier attempt of this run" if precision else "as configured"
@@ -147,8 +148,18 @@ def datasheet_flops(name: str) -> float:
 
 
 def _gemm_flops(device: torch.device, precision: str) -> float:
-    """Speed of a square matrix product, FLOP/s: the fastest of ten, since others on the machine only slow it down."""
-    size = _GEMM_SIZE if device.type == "cpu" else 8 * _GEMM_SIZE
+    """Speed of a square matrix product, FLOP/s.
+
+    A processor without instructions for bfloat16 needs seconds for one of full size: there a small one says enough.
+    """
+    if device.type != "cpu":
+        return _fastest_product(device, precision, 8 * _GEMM_SIZE)
+    small = _fastest_product(device, precision, _GEMM_SIZE // 8)
+    return small if small < _SLOW_FLOPS else _fastest_product(device, precision, _GEMM_SIZE)
+
+
+def _fastest_product(device: torch.device, precision: str, size: int) -> float:
+    """FLOP/s of the fastest of ten, since others on the machine only slow it down."""
     draw = torch.Generator(device).manual_seed(0)  # the global one is the training's
     a, b = (torch.randn(size, size, device=device, generator=draw).to(getattr(torch, precision)) for _ in range(2))
     seconds = []

@@ -22,8 +22,12 @@ from gptmodel.padded_head import CHUNK_BYTES, few_logprobs, padded_cross_entropy
 
 
 def cross_entropy(logits_BTV: Tensor, targets_BT: Tensor) -> Tensor:
-    """Mean negative log-likelihood in nats per token (a float32 scalar); `exp` of it is the perplexity."""
-    return F.cross_entropy(logits_BTV.flatten(0, -2).float(), targets_BT.flatten())
+    """Mean negative log-likelihood in nats per token (a scalar of float32, or float64 for logits of float64).
+
+    `exp` of it is the perplexity.
+    """
+    wide = logits_BTV if logits_BTV.dtype == torch.float64 else logits_BTV.float()
+    return F.cross_entropy(wide.flatten(0, -2), targets_BT.flatten())
 
 
 def perplexity(loss: float | Tensor) -> float:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from gptmodel import nvidia
+from gptmodel import device, nvidia
 from gptmodel.config import ModelConfig, TrainConfig
 from gptmodel.device import Machine, datasheet_flops, pick_device, set_up
 from gptmodel.errors import ConfigError
@@ -103,6 +103,28 @@ def test_float32_is_float32_on_a_processor_with_bfloat16_tiles(
         assert torch.get_float32_matmul_precision() == products
     finally:
         torch.set_float32_matmul_precision(before[0])
+
+
+@pytest.mark.parametrize(("bfloat16", "sizes"), [(2e9, [128]), (3e11, [128, 1024])])
+def test_a_processor_that_only_emulates_bfloat16_is_not_kept_busy_by_large_products(
+    monkeypatch: pytest.MonkeyPatch, bfloat16: float, sizes: list[int]
+) -> None:
+    made: list[tuple[str, int]] = []
+
+    def product(_: torch.device, precision: str, size: int) -> float:
+        made.append((precision, size))
+        return bfloat16 if precision == "bfloat16" else 1e11
+
+    monkeypatch.setattr(device, "_fastest_product", product)
+    before = torch.get_num_threads(), torch.get_float32_matmul_precision()
+    try:
+        found = set_up(TrainConfig(device="cpu", precision="auto", threads=before[0]))
+    finally:
+        torch.set_float32_matmul_precision(before[1])
+    assert [size for precision, size in made if precision == "bfloat16"] == sizes
+    assert [size for precision, size in made if precision == "float32"] == [128, 1024]
+    assert (found.precision == "bfloat16", found.peak_flops) == (bfloat16 > 1e11, max(bfloat16, 1e11))
+    assert f"measured at {'3' if bfloat16 > 1e11 else '0.02'}x the speed of float32" in found.choice
 
 
 def machine(peak: float, source: str = "measured") -> Machine:
