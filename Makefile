@@ -5,6 +5,9 @@ SHELL := bash
 MAKEFLAGS += --no-print-directory
 PYTHON ?= python3
 export PYTHON
+# Where this is set, each process would compile Prefect, MLflow and torch anew: seconds a start. Caches go into .venv and
+# __pycache__, and whatever is started later without make reads them too.
+export PYTHONDONTWRITEBYTECODE :=
 BIN := .venv/bin
 PYTEST := $(BIN)/pytest
 
