@@ -34,7 +34,7 @@ from gptmodel.store.artifacts import SCRATCH, write_atomic
 from gptmodel.store.locks import exclusive
 from gptmodel.store.space import storage_errors, training_bytes, used_bytes
 from gptmodel.training.checkpoint import Checkpointer, TrainState
-from gptmodel.training.launch import ERROR_FILE, ERROR_ROOM
+from gptmodel.training.launch import ERROR_FILE, ERROR_ROOM, WATCHED
 from gptmodel.training.metrics_log import MetricsLog, curve, read_lines
 from gptmodel.training.seen import StopSignal
 from gptmodel.weights import empty_model, load_weights, save_model
@@ -49,9 +49,9 @@ def main() -> int:
     job = Job(**json.loads(job_path.read_text()))
     rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
     logging.basicConfig(level=logging.INFO if rank == 0 else logging.WARNING, format="%(message)s", stream=sys.stdout)
-    parent, stop = os.getppid(), StopSignal()
+    stop = StopSignal()
     _watch_signals(stop)
-    _watch_parent(stop)
+    is_orphan = _watch_parent(stop)
     try:
         if world > 1:
             backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
@@ -62,20 +62,20 @@ def main() -> int:
         if world > 1:
             dist.barrier()  # one that leaves while another still talks to it can abort that one
     except GptflowError as error:
-        return _report(error, job_path.parent, parent)
+        return _report(error, job_path.parent, is_orphan())
     except torch.OutOfMemoryError as error:
         message = f"out of GPU memory: {str(error).splitlines()[0]} Set a smaller train.micro_batch_size"
-        return _report(ConfigError(message), job_path.parent, parent)
+        return _report(ConfigError(message), job_path.parent, is_orphan())
     finally:
         if dist.is_initialized():
             dist.destroy_process_group()
     return 0
 
 
-def _report(error: GptflowError, directory: Path, parent: int) -> int:
+def _report(error: GptflowError, directory: Path, is_orphan: bool) -> int:
     told = {"type": type(error).__name__, "message": str(error), "signum": getattr(error, "signum", 0)}
     # Without its lock or its parent it would tell another run, whose directory this is by now.
-    if not isinstance(error, LockLostError) and os.getppid() == parent:
+    if not isinstance(error, LockLostError) and not is_orphan:
         _tell(directory / ERROR_FILE, json.dumps(told))
     log.error("%s", error)
     return error.exit_code
@@ -98,16 +98,23 @@ def _watch_signals(stop: StopSignal) -> None:
     signal.signal(signal.SIGINT, note)
 
 
-def _watch_parent(stop: StopSignal) -> None:
-    """End as if by SIGTERM when the parent is gone: its end of our standard input closes, however it died."""
+def _watch_parent(stop: StopSignal) -> Callable[[], bool]:
+    """End as if by SIGTERM when who wanted this is gone: its end of our standard input closes, however it died.
+
+    torchrun stands between and does not look, so each rank does. One that a person started by torchrun has another
+    standard input. Returns what tells whether it is gone.
+    """
+    parent, ended = os.getppid(), threading.Event()
 
     def wait_for_end() -> None:
         while os.read(0, 4096):
             pass
+        ended.set()
         stop.signum = stop.signum or signal.SIGTERM
 
-    if "LOCAL_RANK" not in os.environ:  # torchrun watches its own workers
+    if "LOCAL_RANK" not in os.environ or WATCHED in os.environ:
         threading.Thread(target=wait_for_end, daemon=True, name="parent-watch").start()
+    return lambda: ended.is_set() or os.getppid() != parent
 
 
 def train(job: Job, stop: StopSignal, rank: int = 0, world: int = 1) -> None:

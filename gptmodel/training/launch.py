@@ -27,6 +27,8 @@ from gptmodel.store.artifacts import write_atomic
 log = logging.getLogger(__name__)
 ERROR_FILE = "error.json"
 ERROR_ROOM = 4096  # bytes kept free in it, so that a full disk can still be told of
+WATCHED = "GPTFLOW_PARENT_ON_STDIN"
+"""Says to the ranks that the standard input, which torchrun hands on to them, ends with the process that wants them."""
 _STOP_SECONDS = 120.0  # a step and a checkpoint must fit in
 ALLOCATOR = {
     # glibc returns large blocks at every step otherwise: 10 to 15 % of a step on a processor.
@@ -50,7 +52,7 @@ def run_child(job: Path, *, processes: int, threads: int, on_line: Callable[[str
         stderr=subprocess.STDOUT,
         text=True,
         errors="replace",
-        env=child_environment(threads),
+        env={**child_environment(threads), WATCHED: "1"},
         start_new_session=True,  # Ctrl-C reaches this process alone, which passes it on once
     )
     last: list[str] = []

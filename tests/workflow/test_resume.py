@@ -55,7 +55,7 @@ if event:
     sys.addaudithook(look)
 """
 
-_PARENT = """
+PARENT = """
 import json, sys
 from pathlib import Path
 from gptmodel.store.artifacts import Store
@@ -94,7 +94,7 @@ class Place:
         paths = os.pathsep.join([str(self.root), str(Path(__file__).parents[2])])
         env = {**os.environ, "PYTHONPATH": paths, "KILL_AT": moment, "KILLED": str(mark)}
         told = [str(self.store.root), self.shards.label, json.dumps(asdict(self.config))]
-        done = subprocess.run([sys.executable, "-c", _PARENT, *told], env=env, capture_output=True, text=True)
+        done = subprocess.run([sys.executable, "-c", PARENT, *told], env=env, capture_output=True, text=True)
         assert mark.exists(), f"not killed at {moment!r}: {done.stdout}{done.stderr}"
         assert done.returncode != 0
         return done.stdout.splitlines()

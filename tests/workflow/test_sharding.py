@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
 import subprocess
+import sys
 from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
 
+import psutil
 import pytest
 from safetensors.torch import load_file
 
@@ -16,6 +21,7 @@ from gptmodel.errors import GptflowError, Interrupted
 from gptmodel.pretraining.step import Training, plan_training, pretrain
 from gptmodel.store.artifacts import Artifact, Store
 from gptmodel.training.metrics_log import read_lines
+from tests.workflow.test_resume import PARENT
 
 Tiny = Callable[..., PipelineConfig]
 LONG = ("train.max_steps=24", "train.checkpoint_every=5")
@@ -105,6 +111,27 @@ def test_parts_go_on_from_a_stop_or_a_kill_to_the_very_bits(
     again, lines = trained(store, training)
     assert any(line.startswith("going on from the checkpoint of step") for line in lines)
     assert weights_digest(again) == weights_digest(undisturbed)
+
+
+def test_parts_whose_parent_was_killed_save_and_end(data: tuple[Store, Artifact], tiny: Tiny) -> None:
+    store, shards = data
+    config = tiny("train.max_steps=100_000", "train.checkpoint_every=50_000", *TWO)
+    training = plan_training(store, config, shards)
+    told = [str(store.root), shards.label, json.dumps(asdict(config))]
+    env = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
+    parent = psutil.Popen([sys.executable, "-c", PARENT, *told], env=env, stdout=subprocess.PIPE, text=True)
+    assert any(line.startswith("step 6 ") for line in parent.stdout), parent.wait()
+    left = parent.children(recursive=True)
+    parent.kill()
+    parent.communicate()
+    assert len(left) >= 3, "torchrun and two ranks"
+    _, alive = psutil.wait_procs(left, timeout=60)
+    for process in alive:
+        process.kill()
+    assert not alive
+    saved = store.building_path(training.request) / ".work" / "checkpoints"
+    assert [path.name for path in saved.iterdir() if path.name.startswith("step-")]
+    assert not (training.run_dir / "error.json").read_text().strip(), "it may be another run's by then"
 
 
 @pytest.mark.parametrize("first", ["parts", "whole"])
