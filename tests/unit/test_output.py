@@ -18,7 +18,7 @@ def gptflow(command: str, folder: Path, **env: str) -> subprocess.CompletedProce
     return subprocess.run(["bash", "-c", typed], cwd=folder, env=env, capture_output=True, text=True, check=False)
 
 
-@pytest.mark.parametrize("command", ["config show", "tokens hi", "generate --untrained gpt2-124m --max-new-tokens 1 a"])
+@pytest.mark.parametrize("command", ["config show", "tokens hi", "generate --untrained smoke --max-new-tokens 1 a"])
 def test_a_full_output_is_one_line(tmp_path: Path, command: str) -> None:
     done = gptflow(f"{command} >/dev/full", tmp_path)
     full = "standard output cannot be written (no space left on device); send it to another place"

@@ -206,7 +206,7 @@ def test_a_rollback_before_the_first_checkpoint_goes_to_the_initial_weights(tmp_
 
 
 @pytest.mark.parametrize("on_spike", ["skip", "rollback"])
-@pytest.mark.parametrize("away", [-1, 0, 1])
+@pytest.mark.parametrize("away", [pytest.param(-1, marks=pytest.mark.slow), 0, pytest.param(1, marks=pytest.mark.slow)])
 def test_a_run_stopped_near_a_spike_goes_on_to_the_same_bits(tmp_path: Path, on_spike: Any, away: int) -> None:
     config = replace(CONFIG, on_spike=on_spike)
     whole = Run(tmp_path / "whole", config)

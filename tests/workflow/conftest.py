@@ -53,7 +53,9 @@ def fresh_mlflow(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Path], s
 
 
 @pytest.fixture(scope="session")
-def mlflow_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+def mlflow_server(fresh_mlflow: Callable[[Path], str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """An MLflow server of its own process; a test may kill it, and starts it again."""
-    with Server(tmp_path_factory.mktemp("mlflow")) as server:
+    folder = tmp_path_factory.mktemp("mlflow")
+    fresh_mlflow(folder / "mlflow.db")
+    with Server(folder) as server:
         yield server

@@ -280,6 +280,7 @@ def trained(shelf: Shelf, undisturbed: Artifact) -> Artifact:
     return model
 
 
+@pytest.mark.slow
 def test_a_retired_model_that_is_promoted_is_registered_again(shelf: Shelf, trained: Artifact) -> None:
     run_dir = run_dir_of(shelf.store, trained.fingerprint)
     sync_run(shelf.store, run_dir)
@@ -293,6 +294,7 @@ def test_a_retired_model_that_is_promoted_is_registered_again(shelf: Shelf, trai
     assert not follow(shelf.store, NAME)[1], "told already"
 
 
+@pytest.mark.slow
 def test_an_mlflow_from_an_older_backup_demotes_nobody(
     shelf: Shelf, trained: Artifact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

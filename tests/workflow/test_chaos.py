@@ -15,7 +15,8 @@ SLOW = pytest.mark.slow
 @pytest.mark.parametrize(
     ("kills", "through", "seed"),
     [
-        pytest.param(2, "plain", 1597, marks=pytest.mark.timeout(900)),
+        pytest.param(1, "plain", 1597, marks=pytest.mark.timeout(900)),
+        pytest.param(2, "plain", 1597, marks=[SLOW, pytest.mark.timeout(900)]),
         pytest.param(20, "plain", 1, marks=[SLOW, pytest.mark.timeout(1800)]),
         pytest.param(3, "cli", 2, marks=[SLOW, pytest.mark.timeout(1800)]),
         pytest.param(5, "worker", 145, marks=[SLOW, pytest.mark.timeout(1800)]),

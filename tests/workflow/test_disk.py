@@ -369,7 +369,7 @@ def hub() -> Iterator[str]:
 @pytest.mark.parametrize(
     ("words", "what"),
     [
-        (["import", "ORG/it"], "the download of ORG/it"),
+        pytest.param(["import", "ORG/it"], "the download of ORG/it", marks=pytest.mark.slow),
         pytest.param(
             ["prepare", "--set", "corpus.source.kind=huggingface", "--set", "corpus.source.dataset=ORG/it"],
             "the cache of ORG/it",

@@ -119,6 +119,7 @@ def test_a_training_that_wakes_up_after_it_was_replaced_writes_nothing(
     assert not runs
 
 
+@pytest.mark.slow
 def test_what_the_child_of_a_killed_run_has_to_say_is_not_taken_for_the_word_of_the_next_one(
     tiny_data: tuple[Store, Artifact], tiny: Callable[..., PipelineConfig], tmp_path: Path
 ) -> None:

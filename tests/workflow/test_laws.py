@@ -76,6 +76,7 @@ def test_a_law_has_no_run_before_its_rungs_are_told(law: Law) -> None:
     assert any(name.startswith("evaluation/") for name in rung.data.metrics)
 
 
+@pytest.mark.slow
 def test_a_law_joins_no_run_that_another_is_at(law: Law, monkeypatch: pytest.MonkeyPatch) -> None:
     """Another law, say, takes the rung's run after its evaluation was told: only one may become its parent."""
     store, made, model = law

@@ -42,6 +42,7 @@ def documents_of_step(training: Training, step: int) -> set[str]:
     return {str(name) for w in batches.windows(step - 1) for name in owner[w * length : w * length + length + 1]}
 
 
+@pytest.mark.slow
 def test_a_loss_that_is_not_finite_is_told_and_can_be_replayed(
     tiny_data: tuple[Store, Artifact], tiny: Tiny, tmp_path: Path
 ) -> None:

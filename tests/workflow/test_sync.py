@@ -105,7 +105,7 @@ def broken(method: str, path: str, body: bytes, forward: Forward) -> Answer:
 @pytest.mark.parametrize(
     ("name", "rule"),
     [
-        ("stuck", never),
+        pytest.param("stuck", never, marks=pytest.mark.slow),
         pytest.param("broken", broken, marks=pytest.mark.slow),
         pytest.param("late", ten_seconds, marks=pytest.mark.slow),
     ],
