@@ -112,13 +112,15 @@ def table(rows: list[dict[str, Any]]) -> str:
 def machine(given: argparse.Namespace) -> dict[str, Any]:
     """What it ran on: never the host's name."""
     program = (
-        "import json, importlib.metadata as m; names = ('torch', 'transformers', 'litgpt', 'llms-from-scratch');"
-        "print(json.dumps({d.metadata['Name']: d.version for d in m.distributions() if d.metadata['Name'] in names}))"
+        "import json, torch, importlib.metadata as m; names = ('torch', 'transformers', 'litgpt', 'llms-from-scratch');"
+        "found = {d.metadata['Name']: d.version for d in m.distributions() if d.metadata['Name'] in names};"
+        "print(json.dumps([torch.backends.cpu.get_cpu_capability(), found]))"
     )
-    versions = json.loads(subprocess.run([given.peers, "-c", program], check=True, capture_output=True).stdout)
+    capability, versions = json.loads(subprocess.run([given.peers, "-c", program], check=True, capture_output=True).stdout)
     lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
     cpu = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.processor())
-    return {"cpu": cpu, "threads": given.threads, "python": platform.python_version(), "versions": versions}
+    ran = {"cpu": cpu, "capability": capability, "threads": given.threads}
+    return {**ran, "python": platform.python_version(), "versions": versions}
 
 
 def main() -> None:
