@@ -116,7 +116,9 @@ def machine(given: argparse.Namespace) -> dict[str, Any]:
         "found = {d.metadata['Name']: d.version for d in m.distributions() if d.metadata['Name'] in names};"
         "print(json.dumps([torch.backends.cpu.get_cpu_capability(), found]))"
     )
-    capability, versions = json.loads(subprocess.run([given.peers, "-c", program], check=True, capture_output=True).stdout)
+    capability, versions = json.loads(
+        subprocess.run([given.peers, "-c", program], check=True, capture_output=True).stdout
+    )
     lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
     cpu = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.processor())
     ran = {"cpu": cpu, "capability": capability, "threads": given.threads}

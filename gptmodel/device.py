@@ -119,6 +119,13 @@ def set_up(config: TrainConfig, precision: str = "", local_rank: int = 0) -> Mac
     else:
         speeds = {wanted: _gemm_flops(device, wanted)}
         choice = "as an earlier attempt of this run" if precision else "as configured"
+    if device.type == "cpu" and wanted == "bfloat16" and speeds[wanted] < _SLOW_FLOPS:
+        log.warning(
+            "this processor only emulates bfloat16: %.1f GFLOP/s, where its float32 does %.0f; a new training "
+            "is many times as fast with train.precision=float32",
+            speeds[wanted] / 1e9,
+            _gemm_flops(device, "float32") / 1e9,
+        )
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)  # what was multiplied above is not the training's memory
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else torch.backends.cpu.get_cpu_capability()

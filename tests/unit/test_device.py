@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -125,6 +126,23 @@ def test_a_processor_that_only_emulates_bfloat16_is_not_kept_busy_by_large_produ
     assert [size for precision, size in made if precision == "float32"] == [128, 1024]
     assert (found.precision == "bfloat16", found.peak_flops) == (bfloat16 > 1e11, max(bfloat16, 1e11))
     assert f"measured at {'3' if bfloat16 > 1e11 else '0.02'}x the speed of float32" in found.choice
+
+
+@pytest.mark.parametrize(("precision", "earlier"), [("bfloat16", ""), ("auto", "bfloat16")])
+def test_emulated_bfloat16_is_told_where_it_must_be_used(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, precision: Any, earlier: str
+) -> None:
+    monkeypatch.setattr(device, "_fastest_product", lambda _, name, size: 1.4e9 if name == "bfloat16" else 1.3e11)
+    before = torch.get_num_threads(), torch.get_float32_matmul_precision()
+    try:
+        found = set_up(TrainConfig(device="cpu", precision=precision, threads=before[0]), earlier)
+        assert found.precision == "bfloat16"
+        assert "emulates bfloat16: 1.4 GFLOP/s, where its float32 does 130" in caplog.text
+        caplog.clear()
+        set_up(TrainConfig(device="cpu", precision="auto", threads=before[0]))
+        assert not caplog.text
+    finally:
+        torch.set_float32_matmul_precision(before[1])
 
 
 def machine(peak: float, source: str = "measured") -> Machine:
