@@ -132,7 +132,7 @@ def hold_out(config: PipelineConfig, news: News, training: Artifact, held_out: A
     if leaked := sorted(known & split_ids(frozen)):
         raise ConfigError(
             f"{len(leaked):,} frozen validation documents of {config.name} would be trained on, such as {leaked[0]}: "
-            "corpus.split_key and validation_fraction must stay as they were; change the name to begin anew"
+            "corpus.split_key, split_by and validation_fraction must stay as they were; change the name to begin anew"
         )
     return hold(frozen)
 
