@@ -29,7 +29,7 @@ from gptmodel.rating.pairs import ANSWERS, LEFT, QUESTION, RIGHT, Pair, comparis
 from gptmodel.rating.rounds import Item, in_order
 from gptmodel.store.artifacts import Artifact
 from tasks.tracking.mlflow_pages import address, is_there
-from tasks.tracking.runs import FAILURES, client
+from tasks.tracking.runs import FAILURES, client, restored_experiment
 
 _ITEM, _PAIR, _RATER = "gptflow.item", "gptflow.pair", "gptflow.rater"
 _COMMENT, _PREFERENCE = "comment", "preference"
@@ -69,6 +69,7 @@ def put_before(
     or will not take it.
     """
     try:
+        restored_experiment(experiment_name(found))
         experiment = _experiment(found) or client().create_experiment(experiment_name(found))
         points, preference = _questions(experiment)
         pages = {}

@@ -61,7 +61,7 @@ def find_run(fingerprint: str, known: str = "") -> Run | None:
 def find_or_create_run(card: Card, known: str = "") -> tuple[Run, bool]:
     """The one run of this fingerprint, with all that its card says, and whether it was just created."""
     run = find_run(card.fingerprint, known)
-    if run is None and _restored(card.experiment):
+    if run is None and restored_experiment(card.experiment):
         run = find_run(card.fingerprint, known)
     created = run is None
     if run is None:
@@ -74,13 +74,15 @@ def find_or_create_run(card: Card, known: str = "") -> tuple[Run, bool]:
     return run, created
 
 
-def _restored(name: str) -> bool:
-    """Whether the experiment was deleted, and is there again: MLflow keeps its name, and takes no run into it."""
+def restored_experiment(name: str) -> bool:
+    """Whether the experiment was deleted, and is there again: MLflow keeps its name, and takes nothing into it."""
     experiment = client().get_experiment_by_name(name)
     if experiment is None or experiment.lifecycle_stage != LifecycleStage.DELETED:
         return False
     client().restore_experiment(experiment.experiment_id)
-    log.warning("the experiment %s was deleted in MLflow; it is restored with its runs, to take a new one", name)
+    log.warning(
+        "the experiment %s was deleted in MLflow; it is restored with what was in it, to take what is new", name
+    )
     return True
 
 

@@ -28,7 +28,7 @@ from gptmodel.rating.rounds import RoundConfig, build_round, find_round, read_it
 from gptmodel.store.artifacts import Artifact, Store
 from tasks.rating import await_ratings, progress_of
 from tasks.tracking.cards import save_card, training_card
-from tasks.tracking.review_queue import put_before
+from tasks.tracking.review_queue import put_before, read_back
 from tasks.tracking.runs import find_run
 from tasks.tracking.syncing import sync_store
 
@@ -141,6 +141,23 @@ def test_from_texts_to_a_gate(store: Store, model: Artifact, tmp_path: Path) -> 
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:.*Any type hint is inferred")
+def test_a_round_whose_experiment_was_deleted_gets_its_queues_back(
+    store: Store, model: Artifact, caplog: pytest.LogCaptureFixture
+) -> None:
+    corpus = store.input_of(store.input_of(model, "shards"), "corpus")
+    found, _ = build_round(store, [model], corpus, replace(SMALL, checks=0))
+    put_before(found, read_items(found), [1])
+    experiment = MlflowClient().get_experiment_by_name(f"human-eval/{found.path.name[:8]}")
+    assert experiment is not None
+    MlflowClient().delete_experiment(experiment.experiment_id)
+    with caplog.at_level(logging.WARNING):
+        put_before(found, read_items(found), [1, 2])
+    assert "was deleted in MLflow" in caplog.text
+    answer(found.path.name, read_items(found)[0].id, len(CRITERIA))
+    assert len(read_back(found).ratings) == 1
+
+
 def test_a_run_of_a_deployment_rests_and_the_same_run_goes_on(store: Store, tmp_path: Path) -> None:
     from prefect.client.orchestration import get_client
     from prefect.client.schemas.objects import FlowRun
