@@ -27,7 +27,7 @@ def export(model: str, target: Path, layout: str, as_json: bool) -> None:
     from gptmodel.store.artifacts import open_store
     from tasks.tracking.naming import named_model
 
-    target = free_directory(target) if layout == "hf" else free_file(target)  # before anything slow
+    (free_directory if layout == "hf" else free_file)(target)  # before anything slow
     store = open_store()
     artifact = named_model(store, model)
 

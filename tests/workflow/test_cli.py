@@ -126,6 +126,11 @@ def test_generate_and_export_write_what_the_library_writes(tmp_path: Path, monke
     assert texts == [prompt + text for prompt, text in zip(prompts, written, strict=True)]
     exported = typed.invoke(cli, ["export", weights.label, "--to", str(tmp_path / "out"), "--json"])
     assert {"config.json", "model.safetensors", "vocab.json", "merges.txt"} <= {*json.loads(exported.stdout)["files"]}
+    monkeypatch.chdir(tmp_path)
+    assert (
+        f"{weights.label} is now in mine/out: "
+        in typed.invoke(cli, ["export", weights.label, "--to", "mine/out"]).stdout
+    )
 
 
 def test_a_prefect_server_that_does_not_answer_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
