@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import random
 import shutil
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,9 @@ from gptmodel.store.artifacts import Artifact, Store
 
 # Small tensors gain nothing from a second thread, and on a busy machine threads wait for each other.
 os.environ["OMP_NUM_THREADS"] = "1"
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    # So it is in the background of a shell, for every child too, and then none would end at Ctrl-C.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 for _name in [name for name in os.environ if name.startswith("OPENLINEAGE_")]:
     del os.environ[_name]  # a developer's own server is not told of tests
 
