@@ -136,6 +136,10 @@ def calibration_bins(units: Units) -> list[dict[str, Any]]:
     ]
 
 
+FEWEST = 10
+TOO_FEW = f"of fewer than {FEWEST} they are too narrow"  # benchmarks/interval_coverage.py
+
+
 def resampled_words(summary: dict[str, Any]) -> str:
     """How the intervals of an evaluation or a comparison were drawn, in words."""
     told = summary.get("resampling", {})
@@ -144,6 +148,7 @@ def resampled_words(summary: dict[str, Any]) -> str:
     return (
         f"{told['confidence']:.0%} intervals from {told['resamples']:,} draws of "
         f"{counted_units(told['units'], told['unit'])}, worth {told['effective_units']:.1f} of equal length"
+        f"{'; ' + TOO_FEW if told['units'] < FEWEST else ''}"
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 
-from gptmodel.judging.units import counted_units
+from gptmodel.judging.units import FEWEST, TOO_FEW, counted_units
 from gptmodel.markdown_text import counted, number, short
 from gptmodel.pages.line_chart import Line, line_chart
 from gptmodel.pages.report_cells import (
@@ -51,7 +51,8 @@ def figures(facts: ReportFacts) -> str:
         units = counted_units(drawn.get("units", 0), drawn.get("unit", "document"))
         said = (
             f"<p>Intervals hold the true figure with {drawn.get('confidence', 0.95):.0%} confidence: a bootstrap over "
-            f"{safe(units)}, {drawn.get('resamples', 0):,} times drawn anew.</p>\n"
+            f"{safe(units)}, {drawn.get('resamples', 0):,} times drawn anew."
+            f"{f' But {TOO_FEW}.' if drawn.get('units', 0) < FEWEST else ''}</p>\n"
         )
     else:
         rows = [[title, value, unit] for title, value, _, unit in rows]

@@ -102,6 +102,7 @@ def test_the_only_document_is_cut_into_blocks() -> None:
     assert told["intervals"]["loss"][0] < told["loss"] < told["intervals"]["loss"][1]
     assert figures(units, EvaluateConfig(resamples=0))["intervals"] == {}
     assert ", 2,000 draws of 16 blocks of 64 tokens, worth" in f", {resampled_words(told).partition(' from ')[2]}"
+    assert resampled_words(told).endswith("of equal length")
     short = units_of(scores_of([1.0], [1], [0.5]), index_of(2), np.ones(1), 5)
     assert figures(short, EvaluateConfig())["intervals"] == {}, "of one unit nothing can be drawn"
 
@@ -116,7 +117,9 @@ def test_pieces_of_one_text_are_drawn_together() -> None:
     assert (lone.kind, lone.ids) == ("document", ["d0", "d1", "d2", "d3"]), "as before where each is alone"
     of_one = units_of(scores, index, unigram, 5, dict.fromkeys(lone.ids, "book.txt"))
     assert (of_one.kind, of_one.ids) == ("piece of one text", lone.ids)
-    assert "from 2,000 draws of 4 pieces of one text" in resampled_words(figures(of_one, EvaluateConfig()))
+    few = resampled_words(figures(of_one, EvaluateConfig()))
+    assert "from 2,000 draws of 4 pieces of one text" in few
+    assert few.endswith("; of fewer than 10 they are too narrow")
 
 
 def test_intervals_hold_the_truth_for_texts_that_were_cut() -> None:
