@@ -70,6 +70,7 @@ def test_a_real_evaluation_fills_the_page(store: Store, tiny: Callable[..., Pipe
         assert re.search(
             rf"{low:.4f} to {high:.4f}|{low:,.1f} to {high:,.1f}|{100 * low:.2f} % to {100 * high:.2f} %", page
         )
+    assert ("of fewer than 10 they are too narrow" in page) is (judged.summary["resampling"]["units"] < 10)
     assert len(Reader(page).tiles) == 80
     assert page == report_page(report_facts(store, model))
 
