@@ -259,9 +259,9 @@ def _lost_server(error: Exception) -> str:
     """What to say if Prefect's server is gone, so that its answer to a run that it carried could not be had."""
     if "prefect" not in sys.modules:
         return ""
-    from tasks.console import lost_server
+    from tasks.console import last_word_on
 
-    return lost_server(error)
+    return last_word_on(error)
 
 
 def main() -> None:

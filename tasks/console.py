@@ -25,6 +25,7 @@ class _Quiet(logging.Filter):
     def filter(self, record: logging.LogRecord) -> bool:
         error = record.exc_info[1] if record.exc_info else None
         told = isinstance(error, GptflowError) or (error is not None and not isinstance(error, Exception))
+        told = told or (error is not None and bool(lost_server(error)))
         return not (told or record.getMessage().startswith("Stopping temporary server"))
 
 
@@ -61,6 +62,13 @@ def lost_server(error: BaseException) -> str:
         f"the Prefect server ({where}) does not answer; each step that was finished stands in the store. Start the "
         "server again (`make up`; without one the command starts its own), and run the same command to go on"
     )
+
+
+def last_word_on(error: BaseException) -> str:
+    """`lost_server`, for the last line: that its logs do not reach the server either is not told below it."""
+    told = lost_server(error)
+    logging.raiseExceptions = logging.raiseExceptions and not told
+    return told
 
 
 def start_server_apart() -> None:
