@@ -140,7 +140,6 @@ def test_from_texts_to_a_gate(store: Store, model: Artifact, tmp_path: Path) -> 
     assert {ratings.label, found.label} <= set(json.loads(agreed.stdout.splitlines()[-1])["nodes"])
 
 
-@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*Any type hint is inferred")
 def test_a_round_whose_experiment_was_deleted_gets_its_queues_back(
     store: Store, model: Artifact, caplog: pytest.LogCaptureFixture
@@ -152,12 +151,13 @@ def test_a_round_whose_experiment_was_deleted_gets_its_queues_back(
     assert experiment is not None
     MlflowClient().delete_experiment(experiment.experiment_id)
     with caplog.at_level(logging.WARNING):
-        put_before(found, read_items(found), [1, 2])
+        put_before(found, read_items(found), [1])
     assert "was deleted in MLflow" in caplog.text
     answer(found.path.name, read_items(found)[0].id, len(CRITERIA))
     assert len(read_back(found).ratings) == 1
 
 
+@pytest.mark.slow
 def test_a_run_of_a_deployment_rests_and_the_same_run_goes_on(store: Store, tmp_path: Path) -> None:
     from prefect.client.orchestration import get_client
     from prefect.client.schemas.objects import FlowRun
